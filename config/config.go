@@ -1,0 +1,113 @@
+// Package config holds every setting of pitr: its name, default, range and documentation. It is pure data: it reads one
+// pitr.yaml, checks it as a whole, and never opens a socket or touches the store. docs/CONFIG.md is generated from it.
+package config
+
+// Config is one pitr.yaml with all defaults filled in. The zero value is not valid; use Load, Parse or Default.
+type Config struct {
+	Cluster  string   `yaml:"cluster"`
+	Postgres Postgres `yaml:"postgres"`
+	Pooler   Pooler   `yaml:"pooler"`
+	Archive  Archive  `yaml:"archive"`
+	Backup   Backup   `yaml:"backup"`
+	Restore  Restore  `yaml:"restore"`
+	HTTP     HTTP     `yaml:"http"`
+	Log      Log      `yaml:"log"`
+
+	// Path is the file that the values came from, absolute; empty for Default.
+	Path string `yaml:"-"`
+}
+
+// Postgres says where the server is.
+type Postgres struct {
+	DSN           DSN    `yaml:"dsn"`
+	DataDirectory string `yaml:"data_directory"`
+}
+
+// Pooler configures the data plane. Names are PgBouncer's where PgBouncer has the setting.
+type Pooler struct {
+	Listen                []string            `yaml:"listen"`
+	PoolMode              string              `yaml:"pool_mode"`
+	DefaultPoolSize       int                 `yaml:"default_pool_size"`
+	MaxClientConn         int                 `yaml:"max_client_conn"`
+	MaxPreparedStatements int                 `yaml:"max_prepared_statements"`
+	QueryWaitTimeout      Duration            `yaml:"query_wait_timeout"`
+	ClientLoginTimeout    Duration            `yaml:"client_login_timeout"`
+	ServerConnectTimeout  Duration            `yaml:"server_connect_timeout"`
+	ServerLoginRetry      Duration            `yaml:"server_login_retry"`
+	ServerIdleTimeout     Duration            `yaml:"server_idle_timeout"`
+	ServerLifetime        Duration            `yaml:"server_lifetime"`
+	DrainTimeout          Duration            `yaml:"drain_timeout"`
+	Databases             map[string]Database `yaml:"databases"`
+	Users                 map[string]User     `yaml:"users"`
+	Auth                  Auth                `yaml:"auth"`
+}
+
+// Database says which server a database name of the clients stands for. The name "*" stands for all that are not listed.
+// An empty field is taken from postgres.dsn; an empty DBName is the client's own database name, an empty User the client's.
+type Database struct {
+	Host     string `yaml:"host"`
+	Port     int    `yaml:"port"`
+	DBName   string `yaml:"dbname"`
+	User     string `yaml:"user"`
+	Password Secret `yaml:"password"`
+	PoolMode string `yaml:"pool_mode"`
+	PoolSize int    `yaml:"pool_size"`
+}
+
+// User is one who may log in: Password is the plain text or a SCRAM-SHA-256 secret as pg_authid.rolpassword holds it.
+type User struct {
+	Password Secret `yaml:"password"`
+	PoolMode string `yaml:"pool_mode"`
+}
+
+// Auth says how clients prove who they are.
+type Auth struct {
+	Type string `yaml:"type"`
+	File string `yaml:"file"`
+}
+
+// Archive configures the way from Postgres to the store.
+type Archive struct {
+	Store         Secret   `yaml:"store"`
+	Slot          string   `yaml:"slot"`
+	FlushInterval Duration `yaml:"flush_interval"`
+	PartSizeMax   ByteSize `yaml:"part_size_max"`
+	BufferMax     ByteSize `yaml:"buffer_max"`
+	Compression   string   `yaml:"compression"`
+	StoreTimeout  Duration `yaml:"store_timeout"`
+	StoreRetries  int      `yaml:"store_retries"`
+	ShutdownGrace Duration `yaml:"shutdown_grace"`
+}
+
+// Backup configures base backups and how long they are kept.
+type Backup struct {
+	Schedule  string    `yaml:"schedule"`
+	BufferMax ByteSize  `yaml:"buffer_max"`
+	WALWait   Duration  `yaml:"wal_wait"`
+	Retention Retention `yaml:"retention"`
+}
+
+// Retention keeps every backup that a restore into Window may need, and at least Minimum of them.
+type Retention struct {
+	Window  Duration `yaml:"window"`
+	Minimum int      `yaml:"minimum"`
+}
+
+// Restore configures `pitr restore`.
+type Restore struct {
+	TimeZone    string   `yaml:"time_zone"`
+	Parallel    int      `yaml:"parallel"`
+	OpenTimeout Duration `yaml:"open_timeout"`
+}
+
+// HTTP says where /healthz, /readyz and /metrics of each service listen; empty turns one off.
+type HTTP struct {
+	Pooler   string `yaml:"pooler"`
+	Archiver string `yaml:"archiver"`
+}
+
+// Log configures slog.
+type Log struct {
+	Level  string `yaml:"level"`
+	Format string `yaml:"format"`
+}

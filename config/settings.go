@@ -1,0 +1,72 @@
+package config
+
+// Setting documents one key of pitr.yaml. A "*" in Key stands for any name.
+type Setting struct {
+	Key     string
+	Default string // as it would be written; empty: none
+	Range   string // "a|b" lists the values, "lo..hi" bounds them, empty: any
+	Reload  bool   // SIGHUP applies a change; otherwise it takes a restart
+	Doc     string
+}
+
+// Settings returns every key in the order of the documentation. It is the one source of defaults, ranges and docs/CONFIG.md.
+func Settings() []Setting { return settings }
+
+var settings = []Setting{
+	{Key: "cluster", Default: "main", Doc: "Name of the Postgres cluster; the first part of every key in the store. Letters, digits, `-`, `_` and `.`."},
+
+	{Key: "postgres.dsn", Default: "postgres://", Doc: "Where Postgres is: libpq URL or keywords, several hosts allowed; what is missing comes from PGHOST and its like. The archiver's user needs the REPLICATION attribute and membership in pg_monitor. May refer to `${VARIABLES}`."},
+	{Key: "postgres.data_directory", Doc: "The server's data directory, for `pitr run` and as the default of `pitr restore --into` checks. Empty: $PGDATA."},
+
+	{Key: "pooler.listen", Default: "[127.0.0.1:6432]", Doc: "Addresses (host:port) on which clients connect."},
+	{Key: "pooler.pool_mode", Default: "transaction", Range: "session|transaction", Doc: "When a server connection goes back to the pool: when the client disconnects, or at the end of each transaction."},
+	{Key: "pooler.default_pool_size", Default: "20", Range: "1..10000", Doc: "Server connections for each pair of database and user."},
+	{Key: "pooler.max_client_conn", Default: "10000", Range: "1..1000000", Doc: "Client connections in all; one more is refused with SQLSTATE 53300."},
+	{Key: "pooler.max_prepared_statements", Default: "200", Range: "0..100000", Doc: "Protocol-level prepared statements kept on a server connection in transaction mode; the least recently used is closed beyond that. Zero turns support for them off."},
+	{Key: "pooler.query_wait_timeout", Default: "2m", Range: "0..7d", Doc: "How long a client may wait for a server connection before it is disconnected. Zero: for ever."},
+	{Key: "pooler.client_login_timeout", Default: "1m", Range: "1s..1h", Doc: "How long a client may take to log in."},
+	{Key: "pooler.server_connect_timeout", Default: "15s", Range: "100ms..1h", Doc: "How long connecting and logging in to Postgres may take."},
+	{Key: "pooler.server_login_retry", Default: "15s", Range: "0..1h", Doc: "How long to wait before Postgres is tried again after a failed login."},
+	{Key: "pooler.server_idle_timeout", Default: "10m", Range: "0..7d", Doc: "A server connection that was idle for longer is closed. Zero: never."},
+	{Key: "pooler.server_lifetime", Default: "1h", Range: "0..30d", Doc: "A server connection that is older is closed when it is next released. Zero: never."},
+	{Key: "pooler.drain_timeout", Default: "30s", Range: "0..1h", Doc: "How long open transactions may go on after SIGTERM before they are cut."},
+	{Key: "pooler.databases", Doc: "Which server a database name stands for. Empty: every name goes to the host of postgres.dsn under the same name."},
+	{Key: "pooler.databases.*.host", Doc: "Host, address or directory of the Unix socket. Empty: that of postgres.dsn."},
+	{Key: "pooler.databases.*.port", Range: "1..65535", Doc: "Port. Zero: that of postgres.dsn."},
+	{Key: "pooler.databases.*.dbname", Doc: "Database on the server. Empty: the name that the client asked for."},
+	{Key: "pooler.databases.*.user", Doc: "Log in to the server as this user. Empty: as the client's user."},
+	{Key: "pooler.databases.*.password", Doc: "Password for the server. Empty: that of the client's user where it is known in plain text, or that of postgres.dsn when the users are the same."},
+	{Key: "pooler.databases.*.pool_mode", Range: "session|transaction", Doc: "Overrides pooler.pool_mode."},
+	{Key: "pooler.databases.*.pool_size", Range: "1..10000", Doc: "Overrides pooler.default_pool_size."},
+	{Key: "pooler.users", Doc: "Users who may log in, besides those of pooler.auth.file."},
+	{Key: "pooler.users.*.password", Doc: "Plain password or SCRAM-SHA-256 secret as in pg_authid.rolpassword."},
+	{Key: "pooler.users.*.pool_mode", Range: "session|transaction", Doc: "Overrides pool_mode of the database."},
+	{Key: "pooler.auth.type", Default: "scram-sha-256", Range: "scram-sha-256|trust", Doc: "How clients log in. With trust the user must still be known if any user is listed."},
+	{Key: "pooler.auth.file", Doc: "PgBouncer's userlist.txt: lines of \"user\" \"password or SCRAM secret\"."},
+
+	{Key: "archive.store", Doc: "The repository: `file:///directory` (which must exist) or `s3://bucket/prefix?endpoint=http://host:port&region=…&path_style=true`. S3 credentials come from the usual AWS variables and files. May refer to `${VARIABLES}`."},
+	{Key: "archive.slot", Default: "pitr", Doc: "Physical replication slot; it is created when it is missing. Lower-case letters, digits and `_`."},
+	{Key: "archive.flush_interval", Default: "1s", Range: "10ms..1m", Doc: "WAL is in the store within this time of its arrival: the loss that a disaster may cause."},
+	{Key: "archive.part_size_max", Default: "8MiB", Range: "64KiB..64MiB", Doc: "A part of an open segment is cut when it reaches this size, even before flush_interval."},
+	{Key: "archive.buffer_max", Default: "64MiB", Range: "1MiB..16GiB", Doc: "WAL held in memory while the store is slow or away; beyond it reading from Postgres pauses and the slot retains WAL."},
+	{Key: "archive.compression", Default: "zstd:1", Range: "none|zstd:1|zstd:3|zstd:7|zstd:11", Doc: "Codec and level of what is written; levels are those of the zstd command, roughly."},
+	{Key: "archive.store_timeout", Default: "1m", Range: "100ms..1h", Doc: "How long one request to the store may take."},
+	{Key: "archive.store_retries", Default: "8", Range: "0..1000", Doc: "How often a failed request is sent again, with growing pauses, before its caller is told. The archiver itself never gives up on WAL."},
+	{Key: "archive.shutdown_grace", Default: "5s", Range: "0..1h", Doc: "How long the archiver tries to store what it has received when it is told to stop."},
+
+	{Key: "backup.schedule", Default: "0 2 * * *", Doc: "Cron expression (five fields, local time) of the base backups; empty: none by itself."},
+	{Key: "backup.buffer_max", Default: "256MiB", Range: "16MiB..64GiB", Doc: "Memory for extents and packs in flight during a backup or a restore."},
+	{Key: "backup.wal_wait", Default: "5m", Range: "1s..1d", Doc: "How long a finished backup waits for its WAL to arrive in the repository before it is given up."},
+	{Key: "backup.retention.window", Default: "7d", Range: "0..3650d", Doc: "Any second of this span, counted back from now, stays restorable."},
+	{Key: "backup.retention.minimum", Default: "2", Range: "1..10000", Doc: "At least so many backups are kept, whatever their age."},
+
+	{Key: "restore.time_zone", Doc: "Zone of target times that are written without one, for example Europe/Berlin. Empty: such times are refused."},
+	{Key: "restore.parallel", Default: "8", Range: "1..256", Doc: "Requests to the store at the same time."},
+	{Key: "restore.open_timeout", Default: "1h", Range: "1s..30d", Doc: "How long `restore --start` waits for Postgres to finish its recovery."},
+
+	{Key: "http.pooler", Default: "127.0.0.1:9187", Doc: "Address of the pooler's /metrics, /healthz and /readyz; empty: none."},
+	{Key: "http.archiver", Default: "127.0.0.1:9188", Doc: "Address of the archiver's /metrics, /healthz and /readyz; empty: none."},
+
+	{Key: "log.level", Default: "info", Range: "debug|info|warn|error", Doc: "The least severe messages that are printed."},
+	{Key: "log.format", Default: "text", Range: "text|json", Doc: "Form of the log lines on stderr."},
+}
