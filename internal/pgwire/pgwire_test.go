@@ -134,9 +134,9 @@ func FuzzParseStartup(f *testing.F) {
 }
 
 func FuzzHeader(f *testing.F) {
-	f.Add([]byte("Q\x00\x00\x00\x04"))     // the shortest query
-	f.Add([]byte("S\x00\x00\x27\x11"))     // one byte more than a small message may have
-	f.Add([]byte("B\xff\xff\xff\xff"))     // a negative length
+	f.Add([]byte("Q\x00\x00\x00\x04"))      // the shortest query
+	f.Add([]byte("S\x00\x00\x27\x11"))      // one byte more than a small message may have
+	f.Add([]byte("B\xff\xff\xff\xff"))      // a negative length
 	f.Add([]byte("Z\x00\x00\x00\x05Imore")) // a server's message with something behind it
 	f.Fuzz(func(t *testing.T, in []byte) {
 		for _, read := range []func([]byte) (Header, bool, error){ClientHeader, ServerHeader} {
