@@ -37,6 +37,18 @@ type Pooler struct {
 	ServerIdleTimeout     Duration            `yaml:"server_idle_timeout"`
 	ServerLifetime        Duration            `yaml:"server_lifetime"`
 	DrainTimeout          Duration            `yaml:"drain_timeout"`
+
+	ServerResetTimeout          Duration `yaml:"server_reset_timeout"`
+	ClientWriteTimeout          Duration `yaml:"client_write_timeout"`
+	PktBuf                      ByteSize `yaml:"pkt_buf"`
+	MaxLoginConn                int      `yaml:"max_login_conn"`
+	MaxPools                    int      `yaml:"max_pools"`
+	MaxCancelRequests           int      `yaml:"max_cancel_requests"`
+	MaxParameterSets            int      `yaml:"max_parameter_sets"`
+	MaxPipelineMessages         int      `yaml:"max_pipeline_messages"`
+	MaxClientPreparedStatements int      `yaml:"max_client_prepared_statements"`
+	PreparedStatementSizeMax    ByteSize `yaml:"prepared_statement_size_max"`
+
 	Databases             map[string]Database `yaml:"databases"`
 	Users                 map[string]User     `yaml:"users"`
 	Auth                  Auth                `yaml:"auth"`

@@ -58,7 +58,7 @@ func (s *Server) AppendClean(out []byte) []byte {
 }
 
 // cleanMessageMax bounds the messages that may come while a server is cleaned: a ParameterStatus, a notice, an error.
-const cleanMessageMax = 64 << 10
+const cleanMessageMax = 8 << 10
 
 // Clean takes what a server sends after AppendClean. It returns how many bytes it has used; the rest has to come again with more
 // behind it. done means that the server is as it was after its login. An error means that nobody can know what it is.
