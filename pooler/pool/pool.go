@@ -214,7 +214,7 @@ func (p *Pool) remove(server *Server) {
 	server.setOwner(nil)
 	delete(p.servers, server)
 	p.counters.Closed++
-	server.conn.Close()
+	server.close()
 	p.launch(time.Now())
 }
 

@@ -2,6 +2,7 @@ package pool
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"net"
 	"sync"
@@ -117,6 +118,15 @@ func (s *Server) Write(b []byte) error {
 // Cancel asks Postgres to cancel what the server does, and returns once Postgres has taken notice. The caller has it on Hold.
 func (s *Server) Cancel(ctx context.Context) error { return s.origin.CancelRequest(ctx) }
 
+// close closes the socket itself: the farewell of TLS could block.
+func (s *Server) close() {
+	if encrypted, ok := s.conn.(*tls.Conn); ok {
+		encrypted.NetConn().Close()
+		return
+	}
+	s.conn.Close()
+}
+
 // fail ends the connection, whoever has it.
 func (s *Server) fail(err error) {
 	s.mu.Lock()
@@ -125,7 +135,7 @@ func (s *Server) fail(err error) {
 		s.err = err
 	}
 	s.mu.Unlock()
-	s.conn.Close()
+	s.close()
 	if first {
 		s.pool.lost(s, err)
 	}

@@ -86,6 +86,9 @@ func (s *Set) Get(database, user string) (*Pool, error) {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.ctx.Err() != nil {
+		return nil, ErrClosed
+	}
 	if p := s.pools[key]; p != nil {
 		p.Join()
 		return p, nil
