@@ -182,3 +182,9 @@ func parseDSN(dsn config.DSN) (*pgconn.Config, error) {
 	}
 	return cfg, nil
 }
+
+// CheckDSN reports whether a DSN can be read.
+func CheckDSN(dsn config.DSN) error {
+	_, err := parseDSN(dsn)
+	return err
+}

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"pitr/internal/pgwire"
@@ -31,6 +32,8 @@ type Pool struct {
 	size int // most connections
 	dial dialer
 	log  *slog.Logger
+
+	queries, transactions atomic.Uint64
 
 	// mu guards everything below and the life of every server in the pool. Nothing is read, written, dialled or waited for while it
 	// is held; Server.mu and nothing else may be taken under it.
@@ -143,11 +146,10 @@ func (p *Pool) wait(w *Waiter, quit <-chan struct{}) (*Server, error) {
 func (p *Pool) Release(server *Server, condition session.Condition) {
 	p.mu.Lock()
 	switch {
-	case condition == session.Broken || p.closed || server.isLost():
+	case condition == session.Broken || p.closed || server.suspect || server.isLost():
 		p.remove(server)
 		p.mu.Unlock()
 	case server.cancels > 0:
-		server.unclean = true
 		server.move(stateHeld)
 		server.setOwner(nil)
 		p.mu.Unlock()
@@ -252,16 +254,23 @@ func (p *Pool) Hold(server *Server) {
 	p.mu.Unlock()
 }
 
-// Unhold ends a Hold. The server goes on to the next client only after a cleaning, so that a cancel that is still on its way from
-// postmaster to backend hits that.
-func (p *Pool) Unhold(server *Server) {
+// Unhold ends a Hold. A server that was given back meanwhile goes on to the next client only after a cleaning, so that a cancel
+// that is still on its way from postmaster to backend hits that. If it is not known whether the cancel was delivered, the server
+// never goes on.
+func (p *Pool) Unhold(server *Server, delivered bool) {
 	p.mu.Lock()
 	server.cancels--
-	if server.cancels == 0 && server.state == stateHeld {
-		p.cleanAndUnlock(server)
+	server.suspect = server.suspect || !delivered
+	if server.cancels > 0 || server.state != stateHeld {
+		p.mu.Unlock()
 		return
 	}
-	p.mu.Unlock()
+	if server.suspect {
+		p.remove(server)
+		p.mu.Unlock()
+		return
+	}
+	p.cleanAndUnlock(server)
 }
 
 // Welcome returns what a server reports to a client with these settings, if that is known.
@@ -300,8 +309,6 @@ func (p *Pool) Leave() {
 
 // Add adds to the counters of what clients did.
 func (p *Pool) Add(queries, transactions uint64) {
-	p.mu.Lock()
-	p.counters.Queries += queries
-	p.counters.Transactions += transactions
-	p.mu.Unlock()
+	p.queries.Add(queries)
+	p.transactions.Add(transactions)
 }

@@ -49,7 +49,7 @@ type Server struct {
 	idleSince time.Time
 	cleanBy   time.Time
 	cancels   int
-	unclean   bool
+	suspect   bool // a cancel was sent that may still arrive
 
 	// mu guards who gets what the server sends.
 	mu    sync.Mutex

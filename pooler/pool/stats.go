@@ -60,6 +60,7 @@ func (p *Pool) stats(now time.Time) Stats {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	st := Stats{Key: p.key, Counters: p.counters, Size: p.size, Connecting: p.connecting, Waiting: p.waiters.Len()}
+	st.Queries, st.Transactions = p.queries.Load(), p.transactions.Load()
 	for server := range p.servers {
 		switch server.state {
 		case stateActive:

@@ -13,6 +13,11 @@ func (o *Output) Reset(in []byte) {
 	o.in, o.from, o.to, o.buf = in, 0, 0, o.buf[:0]
 }
 
+// Add makes a message due that the driver has kept, in front of what follows.
+func (o *Output) Add(message []byte) {
+	o.buffer(func(buf []byte) []byte { return append(buf, message...) })
+}
+
 // Shrink gives back the memory of a collection that was larger than max bytes.
 func (o *Output) Shrink(max int) {
 	if cap(o.buf) > max {

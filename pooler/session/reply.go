@@ -98,6 +98,8 @@ func (s *Session) reply(h pgwire.Header, body []byte, gathered bool) (pass bool,
 		return true, nil
 	case pgwire.ErrorResponse:
 		s.errorReply(front)
+		severity := pgwire.ErrorField(body, 'V')
+		s.fatal = gathered && (severity == "FATAL" || severity == "PANIC")
 		return true, nil
 	case pgwire.ReadyForQuery:
 		return true, s.ready(front, body)

@@ -32,6 +32,7 @@ type Session struct {
 	copyIn  bool    // the server reads CopyData, and ignores Sync
 	ignored bool    // it has ignored a Sync in this way, or seems to
 	doubt   bool    // the server must not be used again
+	fatal   bool    // the client was told by the server that the connection ends
 
 	fromClient dialogue
 	fromServer dialogue
@@ -135,8 +136,14 @@ func (s *Session) Idle() bool {
 // InReply reports whether the client has got only a part of a server's message, so that nothing else can be told to it.
 func (s *Session) InReply() bool { return s.fromServer.body.Inside() && !s.fromServer.swallow }
 
+// ToldFatal reports whether the client has got a FATAL error of the server, so that another would be one too many.
+func (s *Session) ToldFatal() bool { return s.fatal }
+
 // Outstanding reports whether the linked server works for the client or holds its transaction, so that a cancel makes sense.
 func (s *Session) Outstanding() bool { return s.server != nil && !s.CanRelease() }
+
+// HasReplies reports whether TakeReplies has anything.
+func (s *Session) HasReplies() bool { return s.own != nil }
 
 // TakeReplies returns what the machine has to say to the client by itself, nil when nothing. The caller owns it.
 func (s *Session) TakeReplies() []byte {
