@@ -145,6 +145,20 @@ func (s *Session) Outstanding() bool { return s.server != nil && !s.CanRelease()
 // HasReplies reports whether TakeReplies has anything.
 func (s *Session) HasReplies() bool { return s.own != nil }
 
+// Owed reports whether the server is going to send a ReadyForQuery without any further message of the client.
+func (s *Session) Owed() bool {
+	if s.server == nil || s.copyIn {
+		return false
+	}
+	for i := range s.replies.len() {
+		switch s.replies.at(i).kind {
+		case replyQuery, replyFunction, replySync:
+			return true
+		}
+	}
+	return false
+}
+
 // TakeReplies returns what the machine has to say to the client by itself, nil when nothing. The caller owns it.
 func (s *Session) TakeReplies() []byte {
 	out := s.own
