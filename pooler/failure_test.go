@@ -46,6 +46,7 @@ func TestServerKilledWhileIdleHurtsNobody(t *testing.T) {
 	direct := connect(t, pg.dsn(""))
 	for range 5 {
 		backend := mustQuery(t, conn, "select pg_backend_pid()")
+		eventually(t, "the server is idle", func() bool { return r.Stats().Pools[0].Idle == 1 })
 		mustQuery(t, direct, "select pg_terminate_backend("+backend+", 5000)")
 		eventually(t, "the pool has noticed", func() bool { return r.Stats().Pools[0].Idle == 0 })
 		if after := mustQuery(t, conn, "select pg_backend_pid()"); after == backend {
