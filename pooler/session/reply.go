@@ -28,6 +28,7 @@ func (s *Session) FromServer(in []byte, out *Output) (n int, failure *pgwire.Fai
 		}
 		h, ok, err := pgwire.ServerHeader(in[n:])
 		if err != nil {
+			s.doubt = true
 			return n, broken(err.Error())
 		}
 		if !ok {
