@@ -201,7 +201,7 @@ func FuzzSession(f *testing.F) {
 	f.Add(append(bindMessage("", "s1"), executeMessage("")...), []byte("E\x00\x00\x00\x05\x00"), uint8(9), false) // an error
 	f.Add([]byte("Q\x00\x00\x00\x0acopy\x00d\x00\x00\x00\x04"), []byte("G\x00\x00\x00\x04"), uint8(2), true)      // a COPY
 	f.Add([]byte{}, []byte("S\x00\x00\x00\x0eTimeZone\x00X\x00A\x00\x00\x00\x04"), uint8(200), true)              // nothing asked, much said
-	f.Add(query, []byte("?\x00\x00\x00\x04"), uint8(50), true) // a type that no server sends
+	f.Add(query, []byte("?\x00\x00\x00\x04"), uint8(50), true)                                                    // a type that no server sends
 	f.Fuzz(func(t *testing.T, fromClient, fromServer []byte, piece uint8, transaction bool) {
 		s := New(&Options{Transaction: transaction, PreparedMax: 2, StatementLenMax: 100, StatementsMax: 2, PipelineMax: 10}, NoParams)
 		size := int(piece) + 1
