@@ -52,6 +52,9 @@ func (s *Session) FromClient(in []byte, out *Output) Step {
 
 // Drained reports whether a session that was Full can go on.
 func (s *Session) Drained() bool {
+	if s.awaiting {
+		return s.server == nil || s.replies.readies == 0
+	}
 	return s.server == nil || s.replies.len() <= s.options.PipelineMax/2
 }
 
@@ -129,6 +132,7 @@ const pipelineRoom = 4
 
 // message decides about one message and returns how many bytes of the input it has used.
 func (s *Session) message(m message) (int, Step) {
+	s.awaiting = false
 	switch m.Type {
 	case pgwire.Terminate:
 		return 0, Step{Verdict: Leave}
@@ -160,7 +164,7 @@ func (s *Session) message(m message) (int, Step) {
 		}
 		return 0, Step{Verdict: Full}
 	}
-	s.flushed, s.awaiting, s.copyIn = false, false, false // no such message belongs into a COPY: the server ends it with an error
+	s.flushed, s.copyIn = false, false // no such message belongs into a COPY: the server ends it with an error
 	return s.request(m)
 }
 

@@ -40,9 +40,9 @@ type replies struct {
 	readies int
 }
 
-// ready reports whether it ends with ReadyForQuery.
+// ready reports whether it ends with a ReadyForQuery of the client's.
 func (r *reply) ready() bool {
-	return r.kind == replyQuery || r.kind == replyFunction || r.kind == replySync || r.kind == replyPrelude
+	return r.kind == replyQuery || r.kind == replyFunction || r.kind == replySync
 }
 
 func (q *replies) len() int { return q.n }
