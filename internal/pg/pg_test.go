@@ -125,8 +125,8 @@ func TestClockStartsAtPostgresEpoch(t *testing.T) {
 
 func FuzzParseHistory(f *testing.F) {
 	f.Add([]byte("1\t0/3000158\tno recovery target specified\n")) // what Postgres writes
-	f.Add([]byte("# only a comment\n"))                             // an empty history
-	f.Add([]byte("1 0/1\n1 0/2\n"))                                 // the same ancestor twice
+	f.Add([]byte("# only a comment\n"))                           // an empty history
+	f.Add([]byte("1 0/1\n1 0/2\n"))                               // the same ancestor twice
 	f.Fuzz(func(t *testing.T, content []byte) {
 		history, err := ParseHistory(9, content)
 		for i := 1; err == nil && i < len(history); i++ {
