@@ -45,13 +45,14 @@ type Decoder struct {
 	version  Version
 	timeline pg.Timeline
 
-	record Record
-	raw    []byte // bytes of the unfinished record
-	start  pg.LSN // its first byte
-	total  uint32 // its length; zero while unknown
-	last   pg.LSN // start of the last whole record
-	end    pg.LSN // behind the last whole record
-	err    error
+	record     Record
+	raw        []byte // bytes of the unfinished record
+	start      pg.LSN // its first byte
+	total      uint32 // its length; zero while unknown
+	last       pg.LSN // start of the last whole record
+	end        pg.LSN // behind the last whole record
+	overwrites bool   // the next record must be the one that tells of a torn record before it
+	err        error
 }
 
 // NewDecoder panics when Start is not the start of a page or the segment size is impossible: its caller knows both.
@@ -173,11 +174,11 @@ func (d *Decoder) checkHeader(page pg.LSN, h pageHeader) error {
 func (d *Decoder) continueRecord(page pg.LSN, h pageHeader) error {
 	if h.info&flagFirstIsOverwriteContrecord != 0 {
 		// The server crashed before it had written the rest of the record, and says so: XLOG_OVERWRITE_CONTRECORD follows.
-		d.raw, d.total, d.contLeft = d.raw[:0], 0, 0
+		d.raw, d.total, d.contLeft, d.overwrites = d.raw[:0], 0, 0, true
 		return nil
 	}
 	isContinuation := h.info&flagFirstIsContrecord != 0
-	if page == d.opt.Start && isContinuation {
+	if page == d.opt.Start && isContinuation && h.remaining > 0 {
 		d.contLeft = h.remaining
 		return nil
 	}
@@ -239,6 +240,10 @@ func (d *Decoder) finishRecord() error {
 	if d.last != 0 && r.Prev != d.last {
 		return &CorruptError{d.start, fmt.Errorf("record follows %s by its own word, but the one before it is at %s", r.Prev, d.last)}
 	}
+	if d.overwrites != (r.Rmgr == RmgrXLOG && r.Info&infoMask == xlogOverwriteContrecord) {
+		return &CorruptError{d.start, errors.New("a torn record and XLOG_OVERWRITE_CONTRECORD belong together")}
+	}
+	d.overwrites = false
 	if r.Rmgr == RmgrXLOG && r.Info&infoMask == xlogSwitch {
 		if d.opt.SegmentSize.Offset(d.pos) != 0 {
 			d.skipTo = d.opt.SegmentSize.Start(d.pos) + pg.LSN(d.opt.SegmentSize)

@@ -9,8 +9,9 @@ import (
 
 // Records of the XLOG resource manager: src/include/catalog/pg_control.h.
 const (
-	xlogSwitch       = 0x40
-	xlogRestorePoint = 0x70
+	xlogSwitch              = 0x40
+	xlogRestorePoint        = 0x70
+	xlogOverwriteContrecord = 0xD0
 
 	// restorePointNameSize is MAXFNAMELEN of src/include/access/xlog_internal.h.
 	restorePointNameSize = 64
