@@ -44,7 +44,7 @@ var settings = []Setting{
 	{Key: "pooler.auth.type", Default: "scram-sha-256", Range: "scram-sha-256|trust", Doc: "How clients log in. With trust the user must still be known if any user is listed."},
 	{Key: "pooler.auth.file", Doc: "PgBouncer's userlist.txt: lines of \"user\" \"password or SCRAM secret\"."},
 
-	{Key: "archive.store", Doc: "The repository: `file:///directory` (which must exist) or `s3://bucket/prefix?endpoint=http://host:port&region=…&path_style=true`. S3 credentials come from the usual AWS variables and files. May refer to `${VARIABLES}`."},
+	{Key: "archive.store", Doc: "The repository: `file:///directory` (which must exist) or `s3://bucket/prefix?endpoint=http://host:port&region=…&path_style=true`. S3 credentials come from the usual AWS variables and files."},
 	{Key: "archive.slot", Default: "pitr", Doc: "Physical replication slot; it is created when it is missing. Lower-case letters, digits and `_`."},
 	{Key: "archive.flush_interval", Default: "1s", Range: "10ms..1m", Doc: "WAL is in the store within this time of its arrival: the loss that a disaster may cause."},
 	{Key: "archive.part_size_max", Default: "8MiB", Range: "64KiB..64MiB", Doc: "A part of an open segment is cut when it reaches this size, even before flush_interval."},
