@@ -28,6 +28,16 @@ func ParseLSN(text string) (LSN, error) {
 	return LSN(h<<32 | l), nil
 }
 
+// MarshalText is String, so that JSON shows positions as people know them.
+func (l LSN) MarshalText() ([]byte, error) { return []byte(l.String()), nil }
+
+// UnmarshalText is ParseLSN.
+func (l *LSN) UnmarshalText(text []byte) error {
+	lsn, err := ParseLSN(string(text))
+	*l = lsn
+	return err
+}
+
 // Hex prints sixteen digits, so that the order of names is the order of positions.
 func (l LSN) Hex() string { return fmt.Sprintf("%016X", uint64(l)) }
 
