@@ -22,6 +22,15 @@ type Index struct {
 	Clocks        []Clock        `json:"clocks"`         // the server's clock at positions, in WAL order
 }
 
+// Commits is the number of commits and aborts in the segment.
+func (x Index) Commits() int {
+	n := 0
+	for _, mark := range x.Marks {
+		n += mark.Count
+	}
+	return n
+}
+
 // Mark sums up the commits and aborts in a stretch of WAL. Their times need not be in order.
 type Mark struct {
 	At    pg.LSN    `json:"at"` // start of the first such record

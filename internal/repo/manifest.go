@@ -55,14 +55,13 @@ type Tablespace struct {
 	Path string `json:"path"` // on the server that was backed up
 }
 
-// File is one line of a manifest: a file, a directory or a symbolic link below the data directory.
+// File is one line of a manifest: a file or a directory below the data directory.
 type File struct {
 	Path    string    `json:"path"` // slashes, relative to the data directory; a tablespace's files are below pg_tblspc/<oid>/
 	Type    FileType  `json:"type,omitempty"`
 	Mode    uint32    `json:"mode,omitempty"` // permission bits
 	Size    int64     `json:"size,omitempty"`
 	ModTime time.Time `json:"mtime"`
-	Link    string    `json:"link,omitempty"`
 	Extents []Extent  `json:"extents,omitempty"`
 }
 
@@ -71,9 +70,8 @@ type FileType string
 
 // A regular file has no type.
 const (
-	TypeFile    FileType = ""
-	TypeDir     FileType = "dir"
-	TypeSymlink FileType = "symlink"
+	TypeFile FileType = ""
+	TypeDir  FileType = "dir"
 )
 
 // Extent says where a piece of a file lies and what its bytes must hash to. In JSON it is [pack, offset, length, "hash"].

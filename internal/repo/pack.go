@@ -1,14 +1,12 @@
 package repo
 
 import (
-	"bytes"
 	"context"
 	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
 	"strings"
-	"time"
 
 	"pitr/internal/store"
 )
@@ -29,28 +27,29 @@ func (r *Repo) CompressExtent(content []byte) []byte {
 
 // PackBuilder collects frames for one pack.
 type PackBuilder struct {
-	frames bytes.Buffer
+	object []byte // room for the header, then frames
 }
 
 // Add appends a frame and returns its offset in the object.
 func (b *PackBuilder) Add(frame []byte) int64 {
-	offset := int64(headerSize + b.frames.Len())
-	b.frames.Write(frame)
+	if b.object == nil {
+		b.object = make([]byte, headerSize, headerSize+len(frame))
+	}
+	offset := int64(len(b.object))
+	b.object = append(b.object, frame...)
 	return offset
 }
 
-// Size is that of the object so far.
-func (b *PackBuilder) Size() int64 { return int64(headerSize + b.frames.Len()) }
+// Size is that of the object so far; zero when nothing was added.
+func (b *PackBuilder) Size() int64 { return int64(len(b.object)) }
 
-// Empty reports whether nothing was added.
-func (b *PackBuilder) Empty() bool { return b.frames.Len() == 0 }
-
-// PutPack stores a pack of a backup and returns what the manifest says of it.
+// PutPack stores a pack of a backup and returns what the manifest says of it. Nothing may be added to b afterwards.
 func (r *Repo) PutPack(ctx context.Context, backup string, number int, b *PackBuilder) (Pack, error) {
-	content := b.frames.Bytes()
-	object := seal(KindPack, time.Time{}, content, content, CodecNone)
+	content := b.object[headerSize:]
+	h := Header{Kind: KindPack, Codec: CodecNone, PlainLength: uint64(len(content)), Hash: sha256.Sum256(content)}
+	copy(b.object, h.encode())
 	key := packKey(backup, number)
-	return Pack{Key: key, Size: int64(len(object))}, r.put(ctx, key, object, KindPack)
+	return Pack{Key: key, Size: b.Size()}, r.put(ctx, key, b.object, KindPack)
 }
 
 // PackReader reads a run of bytes of a pack.

@@ -37,6 +37,9 @@ type Cluster struct {
 // clusterSizeMax bounds cluster.json.
 const clusterSizeMax = 1 << 16
 
+// ErrNotExist says that what was asked for is certainly absent: store.ErrNotExist, for those who do not see the store.
+var ErrNotExist = store.ErrNotExist
+
 // ErrForeign says that the repository belongs to another cluster.
 var ErrForeign = errors.New("the repository belongs to another cluster")
 

@@ -2,8 +2,10 @@ package repo
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
+	"hash"
 	"slices"
 	"time"
 
@@ -21,12 +23,12 @@ func (r *Repo) PutPart(ctx context.Context, size pg.SegmentSize, p Part, asOf ti
 }
 
 // PutSegment stores a whole segment.
-func (r *Repo) PutSegment(ctx context.Context, size pg.SegmentSize, segment pg.Segment, asOf time.Time, content []byte) error {
-	if pg.SegmentSize(len(content)) != size {
+func (r *Repo) PutSegment(ctx context.Context, size pg.SegmentSize, segment pg.Segment, asOf time.Time, b *SegmentBuilder) error {
+	if b.length != uint64(size) {
 		panic("repo: a segment is whole")
 	}
-	object := seal(KindSegment, asOf, content, r.compressor.Append(nil, content), CodecZstd)
-	return r.put(ctx, segmentKey(segment, size), object, KindSegment)
+	h := Header{Kind: KindSegment, Codec: CodecZstd, PlainLength: b.length, AsOf: asOf, Hash: [sha256.Size]byte(b.hash.Sum(nil))}
+	return r.put(ctx, segmentKey(segment, size), append(h.encode(), b.frames...), KindSegment)
 }
 
 // DeletePart removes a part whose segment is there as a whole.
@@ -222,3 +224,23 @@ func (r *Repo) PartClock(ctx context.Context, size pg.SegmentSize, part Part) (C
 	header, err := r.header(ctx, partKey(part, size), KindPart)
 	return Clock{LSN: part.End, Time: header.AsOf}, err
 }
+
+// SegmentBuilder collects a segment piece by piece, each compressed as a frame of its own. The zero value is empty.
+type SegmentBuilder struct {
+	hash   hash.Hash
+	frames []byte
+	length uint64
+}
+
+// Add appends the next bytes of the segment.
+func (b *SegmentBuilder) Add(r *Repo, content []byte) {
+	if b.hash == nil {
+		b.hash = sha256.New()
+	}
+	b.hash.Write(content)
+	b.frames = r.compressor.Append(b.frames, content)
+	b.length += uint64(len(content))
+}
+
+// Length is the number of plain bytes so far.
+func (b *SegmentBuilder) Length() uint64 { return b.length }
