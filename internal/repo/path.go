@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"iter"
+	"slices"
 
 	"pitr/internal/pg"
 	"pitr/internal/store"
@@ -170,4 +172,16 @@ func (r *Repo) IndexOf(ctx context.Context, p *Path, segment pg.Segment) (index 
 		return Index{}, false, nil
 	}
 	return index, err == nil, err
+}
+
+// Timelines yields the timelines of the path, newest first.
+func (p *Path) Timelines() iter.Seq[pg.Timeline] { return slices.Values(p.timelines()) }
+
+// Contains reports whether a position of a timeline lies on the path: not behind the point at which the path left it.
+func (p *Path) Contains(tli pg.Timeline, lsn pg.LSN) bool {
+	if !slices.Contains(p.timelines(), tli) {
+		return false
+	}
+	_, left := p.bounds(tli)
+	return lsn <= left
 }
