@@ -69,13 +69,6 @@ tools_dir() {
   echo "$checkout/.tools"
 }
 
-# mirror is the Debian archive that this machine installs from, security and third-party archives left out.
-mirror() {
-  # shellcheck disable=SC2016 # apt expands these, not the shell
-  apt-get indextargets --format '$(ORIGIN)|$(LABEL)|$(REPO_URI)' 2>/dev/null |
-    awk -F'|' '$1 == "Debian" && $2 == "Debian" { print $3; exit }'
-}
-
 # private_apt runs apt-get on a state of its own, so that another suite never enters the system's package
 # lists. The machine's apt.conf (proxies, for instance) still applies.
 private_apt() {
@@ -93,12 +86,7 @@ private_apt() {
 # installed is empty.
 download() {
   local state=$1/apt uri
-  uri=$(mirror)
-  if [ -z "$uri" ]; then
-    "$here/deps.sh" --update
-    uri=$(mirror)
-  fi
-  [ -n "$uri" ] || { echo "pg: no Debian archive in this machine's apt configuration" >&2; exit 1; }
+  uri=$("$here/mirror.sh")
   mkdir -p "$state"/{state/lists/partial,cache/archives/partial}
   : >"$state/status"
   verified_lists "$state" "$uri" /usr/share/keyrings/debian-archive-keyring.gpg 2>/dev/null ||
