@@ -26,6 +26,8 @@ if ! have "$debian"; then
   "$here/deps.sh" debootstrap
   debootstrap --variant=minbase --include=ca-certificates bookworm "$work/debian" "$("$here/mirror.sh")" >"$work/log" 2>&1 ||
     { tail -20 "$work/log" >&2; exit 1; }
+  # What this machine's apt was told about its mirror (proxies, how old an index may be) holds in the image too.
+  apt-config dump | grep -E '^Acquire::(http|https|Check-)' >"$work/debian/etc/apt/apt.conf.d/90machine" || true
   rm -rf "$work/debian"/var/{lib/apt/lists,cache/apt}/* "$work/debian"/usr/share/{doc,man,locale}/*
   tar -C "$work/debian" -c . | docker import -c 'CMD ["bash"]' - "$debian" >/dev/null
 fi

@@ -85,12 +85,16 @@ private_apt() {
 # download fetches the packages and everything they depend on, down to libc6: the status file that says what is
 # installed is empty.
 download() {
-  local state=$1/apt uri
+  local state=$1/apt uri trouble
   uri=$("$here/mirror.sh")
   mkdir -p "$state"/{state/lists/partial,cache/archives/partial}
   : >"$state/status"
-  verified_lists "$state" "$uri" /usr/share/keyrings/debian-archive-keyring.gpg 2>/dev/null ||
-    verified_lists "$state" "$uri" "$(newer_keyring "$state")"
+  if ! trouble=$(verified_lists "$state" "$uri" /usr/share/keyrings/debian-archive-keyring.gpg 2>&1); then
+    case $trouble in
+      *NO_PUBKEY*) verified_lists "$state" "$uri" "$(newer_keyring "$state")" ;;
+      *) echo "pg: $trouble" >&2; exit 1 ;;
+    esac
+  fi
   private_apt "$state" install -y --download-only "postgresql-$major" "postgresql-client-$major"
 }
 
