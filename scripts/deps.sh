@@ -29,14 +29,19 @@ have_postgres() {
   command -v pg_config >/dev/null && [ -x "$(pg_config --bindir)/initdb" ]
 }
 
+# apt runs apt-get without questions, and without its hundred lines unless it fails.
 apt() {
-  local as=()
+  local as=() log rc=0
   if [ "$(id -u)" != 0 ]; then
     command -v sudo >/dev/null || { echo "deps: not root and no sudo: install $* yourself" >&2; exit 1; }
     as=(sudo)
   fi
+  log=$(mktemp)
   "${as[@]}" env DEBIAN_FRONTEND=noninteractive \
-    apt-get -qq -o Acquire::Retries=3 -o DPkg::Lock::Timeout=300 "$@" >&2
+    apt-get -qq -o Acquire::Retries=3 -o DPkg::Lock::Timeout=300 "$@" >"$log" 2>&1 || rc=$?
+  [ "$rc" = 0 ] || cat "$log" >&2
+  rm -f "$log"
+  return "$rc"
 }
 
 # install_postgres installs Debian's Postgres without letting it create and start a cluster that nobody

@@ -69,13 +69,6 @@ tools_dir() {
   echo "$checkout/.tools"
 }
 
-# mirror is the Debian archive that this machine installs from, security and third-party archives left out.
-mirror() {
-  # shellcheck disable=SC2016 # apt expands these, not the shell
-  apt-get indextargets --format '$(ORIGIN)|$(LABEL)|$(REPO_URI)' 2>/dev/null |
-    awk -F'|' '$1 == "Debian" && $2 == "Debian" { print $3; exit }'
-}
-
 # private_apt runs apt-get on a state of its own, so that another suite never enters the system's package
 # lists. The machine's apt.conf (proxies, for instance) still applies.
 private_apt() {
@@ -92,17 +85,16 @@ private_apt() {
 # download fetches the packages and everything they depend on, down to libc6: the status file that says what is
 # installed is empty.
 download() {
-  local state=$1/apt uri
-  uri=$(mirror)
-  if [ -z "$uri" ]; then
-    "$here/deps.sh" --update
-    uri=$(mirror)
-  fi
-  [ -n "$uri" ] || { echo "pg: no Debian archive in this machine's apt configuration" >&2; exit 1; }
+  local state=$1/apt uri trouble
+  uri=$("$here/mirror.sh")
   mkdir -p "$state"/{state/lists/partial,cache/archives/partial}
   : >"$state/status"
-  verified_lists "$state" "$uri" /usr/share/keyrings/debian-archive-keyring.gpg 2>/dev/null ||
-    verified_lists "$state" "$uri" "$(newer_keyring "$state")"
+  if ! trouble=$(verified_lists "$state" "$uri" /usr/share/keyrings/debian-archive-keyring.gpg 2>&1); then
+    case $trouble in
+      *NO_PUBKEY*) verified_lists "$state" "$uri" "$(newer_keyring "$state")" ;;
+      *) echo "pg: $trouble" >&2; exit 1 ;;
+    esac
+  fi
   private_apt "$state" install -y --download-only "postgresql-$major" "postgresql-client-$major"
 }
 
