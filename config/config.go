@@ -25,21 +25,33 @@ type Postgres struct {
 
 // Pooler configures the data plane. Names are PgBouncer's where PgBouncer has the setting.
 type Pooler struct {
-	Listen                []string            `yaml:"listen"`
-	PoolMode              string              `yaml:"pool_mode"`
-	DefaultPoolSize       int                 `yaml:"default_pool_size"`
-	MaxClientConn         int                 `yaml:"max_client_conn"`
-	MaxPreparedStatements int                 `yaml:"max_prepared_statements"`
-	QueryWaitTimeout      Duration            `yaml:"query_wait_timeout"`
-	ClientLoginTimeout    Duration            `yaml:"client_login_timeout"`
-	ServerConnectTimeout  Duration            `yaml:"server_connect_timeout"`
-	ServerLoginRetry      Duration            `yaml:"server_login_retry"`
-	ServerIdleTimeout     Duration            `yaml:"server_idle_timeout"`
-	ServerLifetime        Duration            `yaml:"server_lifetime"`
-	DrainTimeout          Duration            `yaml:"drain_timeout"`
-	Databases             map[string]Database `yaml:"databases"`
-	Users                 map[string]User     `yaml:"users"`
-	Auth                  Auth                `yaml:"auth"`
+	Listen                []string `yaml:"listen"`
+	PoolMode              string   `yaml:"pool_mode"`
+	DefaultPoolSize       int      `yaml:"default_pool_size"`
+	MaxClientConn         int      `yaml:"max_client_conn"`
+	MaxPreparedStatements int      `yaml:"max_prepared_statements"`
+	QueryWaitTimeout      Duration `yaml:"query_wait_timeout"`
+	ClientLoginTimeout    Duration `yaml:"client_login_timeout"`
+	ServerConnectTimeout  Duration `yaml:"server_connect_timeout"`
+	ServerLoginRetry      Duration `yaml:"server_login_retry"`
+	ServerIdleTimeout     Duration `yaml:"server_idle_timeout"`
+	ServerLifetime        Duration `yaml:"server_lifetime"`
+	DrainTimeout          Duration `yaml:"drain_timeout"`
+
+	ServerResetTimeout          Duration `yaml:"server_reset_timeout"`
+	ClientWriteTimeout          Duration `yaml:"client_write_timeout"`
+	PktBuf                      ByteSize `yaml:"pkt_buf"`
+	MaxLoginConn                int      `yaml:"max_login_conn"`
+	MaxPools                    int      `yaml:"max_pools"`
+	MaxCancelRequests           int      `yaml:"max_cancel_requests"`
+	MaxParameterSets            int      `yaml:"max_parameter_sets"`
+	MaxPipelineMessages         int      `yaml:"max_pipeline_messages"`
+	MaxClientPreparedStatements int      `yaml:"max_client_prepared_statements"`
+	PreparedStatementSizeMax    ByteSize `yaml:"prepared_statement_size_max"`
+
+	Databases map[string]Database `yaml:"databases"`
+	Users     map[string]User     `yaml:"users"`
+	Auth      Auth                `yaml:"auth"`
 }
 
 // Database says which server a database name of the clients stands for. The name "*" stands for all that are not listed.

@@ -1,0 +1,281 @@
+package pooler
+
+import (
+	"bufio"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgproto3"
+
+	"pitr/config"
+	"pitr/internal/pgwire"
+	"pitr/pooler/auth"
+	"pitr/pooler/pool"
+	"pitr/pooler/session"
+)
+
+// login brings a connection from its first byte to ReadyForQuery. It returns no client and no error for a cancel request. early
+// is what the client has already sent behind its login. A *pgwire.Failure is what the client is to be told.
+func (p *Pooler) login(conn net.Conn) (c *client, early []byte, err error) {
+	if err := conn.SetDeadline(time.Now().Add(p.cfg.ClientLoginTimeout.D())); err != nil {
+		return nil, nil, err
+	}
+	in := bufio.NewReaderSize(conn, int(p.cfg.PktBuf))
+	startup, err := readStartup(conn, in)
+	if err != nil {
+		return nil, nil, err
+	}
+	if startup.Kind == pgwire.StartupCancel {
+		p.cancel(startup.Process, startup.Secret)
+		return nil, nil, nil
+	}
+	ask, err := readRequest(startup)
+	if err != nil {
+		return nil, nil, err
+	}
+	c, err = p.register(conn)
+	if err != nil {
+		return nil, nil, err
+	}
+	if err := p.enter(c, in, ask); err != nil {
+		return c, nil, err
+	}
+	early, _ = in.Peek(in.Buffered())
+	return c, early, nil
+}
+
+// enter is the part of a login for which the client counts in max_client_conn.
+func (p *Pooler) enter(c *client, in *bufio.Reader, ask request) error {
+	if err := negotiate(c.conn, ask); err != nil {
+		return err
+	}
+	if err := p.authenticate(c.conn, in, ask.user); err != nil {
+		return err
+	}
+	servers, err := p.pools.Get(ask.database, ask.user)
+	switch {
+	case errors.Is(err, pool.ErrUnknownDatabase):
+		return pgwire.Fatal("3D000", fmt.Sprintf("database %q does not exist", ask.database))
+	case errors.Is(err, pool.ErrTooManyPools):
+		return pgwire.Fatal("53300", err.Error())
+	case err != nil:
+		return pgwire.Fatal("58000", "the pool cannot be made: "+err.Error())
+	}
+	c.join(servers, p.options(ask))
+	welcome, err := c.welcome(ask.params)
+	if err != nil {
+		return err
+	}
+	if err := c.conn.SetDeadline(time.Time{}); err != nil {
+		return err
+	}
+	return c.greet(welcome)
+}
+
+// readStartup reads packets until one of them asks for more than encryption, which is refused.
+func readStartup(conn net.Conn, in *bufio.Reader) (pgwire.Startup, error) {
+	var refused [pgwire.StartupCancel + 1]bool
+	for {
+		var head [4]byte
+		if _, err := io.ReadFull(in, head[:]); err != nil {
+			return pgwire.Startup{}, err
+		}
+		length, err := pgwire.StartupLen(head)
+		if err != nil {
+			return pgwire.Startup{}, protocolViolation(err)
+		}
+		packet := make([]byte, length)
+		copy(packet, head[:])
+		if _, err := io.ReadFull(in, packet[len(head):]); err != nil {
+			return pgwire.Startup{}, err
+		}
+		startup, err := pgwire.ParseStartup(packet)
+		if err != nil {
+			return pgwire.Startup{}, protocolViolation(err)
+		}
+		if startup.Kind != pgwire.StartupSSL && startup.Kind != pgwire.StartupGSS {
+			return startup, nil
+		}
+		if in.Buffered() > 0 {
+			// Somebody in the middle could have put it there; compare ProcessStartupPacket in src/backend/postmaster/postmaster.c.
+			return pgwire.Startup{}, pgwire.Fatal("08P01", "received unencrypted data after SSL request")
+		}
+		if refused[startup.Kind] {
+			return pgwire.Startup{}, pgwire.Fatal("08P01", "encryption was asked for twice")
+		}
+		refused[startup.Kind] = true
+		if _, err := conn.Write([]byte{'N'}); err != nil {
+			return pgwire.Startup{}, err
+		}
+	}
+}
+
+func protocolViolation(err error) error {
+	if text := err.Error(); strings.HasPrefix(text, "unsupported frontend protocol") {
+		return pgwire.Fatal("0A000", text)
+	}
+	return pgwire.Fatal("08P01", err.Error())
+}
+
+// request is what a startup packet asks for.
+type request struct {
+	user, database string
+	params         *session.Params
+	negotiate      bool     // the client speaks a newer minor version, or protocol options
+	unknown        []string // the options
+}
+
+func readRequest(startup pgwire.Startup) (request, error) {
+	ask := request{negotiate: startup.Version > pgwire.Version30}
+	for _, param := range startup.Params {
+		switch {
+		case param.Name == "user":
+			ask.user = param.Value
+		case param.Name == "database":
+			ask.database = param.Value
+		case param.Name == "replication":
+			if !isFalse(param.Value) {
+				return ask, pgwire.Fatal("0A000", "replication connections cannot be pooled: connect to Postgres itself")
+			}
+		case strings.HasPrefix(param.Name, "_pq_."):
+			ask.negotiate = true
+			ask.unknown = append(ask.unknown, param.Name)
+		}
+	}
+	if ask.user == "" {
+		return ask, pgwire.Fatal("28000", "no PostgreSQL user name specified in startup packet")
+	}
+	if ask.database == "" {
+		ask.database = ask.user
+	}
+	params, err := session.StartupParams(startup.Params)
+	if err != nil {
+		return ask, pgwire.Fatal("22023", err.Error())
+	}
+	ask.params = params
+	return ask, nil
+}
+
+// isFalse follows parse_bool in src/backend/utils/adt/bool.c, for the spellings that occur.
+func isFalse(value string) bool {
+	switch strings.ToLower(value) {
+	case "false", "f", "off", "no", "n", "0":
+		return true
+	}
+	return false
+}
+
+// negotiate tells a client that asks for more than version 3.0 that it gets that.
+func negotiate(conn net.Conn, ask request) error {
+	if !ask.negotiate {
+		return nil
+	}
+	message := pgproto3.NegotiateProtocolVersion{NewestMinorProtocol: pgwire.Version30, UnrecognizedOptions: ask.unknown}
+	return send(conn, &message)
+}
+
+func send(conn net.Conn, message pgproto3.BackendMessage) error {
+	out, err := message.Encode(nil)
+	if err != nil {
+		return err
+	}
+	_, err = conn.Write(out)
+	return err
+}
+
+// authenticate lets the client show who it is.
+func (p *Pooler) authenticate(conn net.Conn, in *bufio.Reader, user string) error {
+	refused := pgwire.Fatal("28P01", fmt.Sprintf("password authentication failed for user %q", user))
+	if trusted, unknown := p.users.Trusted(user); unknown {
+		return pgwire.Fatal("28000", fmt.Sprintf("user %q may not log in", user))
+	} else if trusted {
+		return nil
+	}
+	conversation, err := p.users.Begin(user)
+	if err != nil {
+		return err
+	}
+	if err := send(conn, &pgproto3.AuthenticationSASL{AuthMechanisms: []string{auth.Mechanism}}); err != nil {
+		return err
+	}
+	body, err := readPassword(in)
+	if err != nil {
+		return err
+	}
+	var initial pgproto3.SASLInitialResponse
+	if err := initial.Decode(body); err != nil || initial.AuthMechanism != auth.Mechanism {
+		return pgwire.Fatal("08P01", "client selected an invalid SASL authentication mechanism")
+	}
+	answer, _, err := conversation.Step(initial.Data)
+	if err != nil {
+		return refused
+	}
+	if err := send(conn, &pgproto3.AuthenticationSASLContinue{Data: answer}); err != nil {
+		return err
+	}
+	if body, err = readPassword(in); err != nil {
+		return err
+	}
+	answer, done, err := conversation.Step(body)
+	if err != nil || !done {
+		return refused
+	}
+	return send(conn, &pgproto3.AuthenticationSASLFinal{Data: answer})
+}
+
+// readPassword reads one message of the client's side of a login.
+func readPassword(in *bufio.Reader) ([]byte, error) {
+	var head [pgwire.HeaderLen]byte
+	if _, err := io.ReadFull(in, head[:]); err != nil {
+		return nil, err
+	}
+	length := binary.BigEndian.Uint32(head[1:])
+	if head[0] != pgwire.Password || length < 4 || length > auth.MessageLenMax+4 {
+		return nil, pgwire.Fatal("08P01", "expected SASL response, got something else")
+	}
+	body := make([]byte, length-4)
+	_, err := io.ReadFull(in, body)
+	return body, err
+}
+
+// options returns how the client's session is to be held.
+func (p *Pooler) options(ask request) *session.Options {
+	db, _ := p.pools.Database(ask.database)
+	mode := p.cfg.PoolMode
+	for _, override := range []string{db.PoolMode, p.cfg.Users[ask.user].PoolMode} {
+		if override != "" {
+			mode = override
+		}
+	}
+	return sessionOptions(p.cfg, mode != "session")
+}
+
+func sessionOptions(cfg config.Pooler, transaction bool) *session.Options {
+	return &session.Options{
+		Transaction: transaction, PreparedMax: cfg.MaxPreparedStatements, StatementLenMax: int(cfg.PreparedStatementSizeMax),
+		StatementsMax: cfg.MaxClientPreparedStatements, PipelineMax: cfg.MaxPipelineMessages,
+	}
+}
+
+// loginFailed tells the client why, and the log if it is not the client's own affair.
+func (p *Pooler) loginFailed(conn net.Conn, err error) {
+	p.counters.loginFailures.Add(1)
+	var failure *pgwire.Failure
+	if !errors.As(err, &failure) {
+		var timeout net.Error
+		if errors.As(err, &timeout) && timeout.Timeout() {
+			failure = pgwire.Fatal("08P01", "client_login_timeout")
+		}
+	}
+	p.log.Debug("login failed", "client", conn.RemoteAddr().String(), "error", err)
+	if failure == nil {
+		conn.Close()
+		return
+	}
+	refuse(conn, failure)
+}

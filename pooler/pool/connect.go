@@ -1,0 +1,190 @@
+package pool
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"pitr/config"
+	"pitr/internal/pgwire"
+	"pitr/pooler/session"
+)
+
+// ConnectError says why no server could be had. Code is the SQLSTATE that Postgres gave, or 08001 when it was not reached.
+type ConnectError struct {
+	Code  string
+	Cause error
+}
+
+func (e *ConnectError) Error() string { return "connect to the server: " + e.Cause.Error() }
+func (e *ConnectError) Unwrap() error { return e.Cause }
+
+// Reason is what may be told to a client: what Postgres said, but no addresses of ours.
+func (e *ConnectError) Reason() string {
+	var pgErr *pgconn.PgError
+	if errors.As(e.Cause, &pgErr) {
+		return "server login failed: " + pgErr.Message
+	}
+	return "server is not reachable"
+}
+
+func connectError(err error) *ConnectError {
+	var pgErr *pgconn.PgError
+	if errors.As(err, &pgErr) {
+		return &ConnectError{Code: pgErr.Code, Cause: err}
+	}
+	return &ConnectError{Code: "08001", Cause: err}
+}
+
+// dialer knows where and as whom to log in.
+type dialer struct{ config *pgconn.Config }
+
+// newDialer follows the rules in config/settings.go: what the database's entry leaves open comes from the DSN.
+func newDialer(dsn config.DSN, db config.Database, key Key, password string) (dialer, error) {
+	cfg, err := pgconn.ParseConfig(dsn.Reveal())
+	if err != nil {
+		return dialer{}, fmt.Errorf("postgres.dsn: %w", err)
+	}
+	if db.Host != "" || db.Port != 0 {
+		moveTo(cfg, db.Host, uint16(db.Port))
+	}
+	switch {
+	case db.Password != "":
+		cfg.Password = db.Password.Reveal()
+	case password != "":
+		cfg.Password = password
+	case key.User != cfg.User:
+		cfg.Password = ""
+	}
+	cfg.User, cfg.Database = key.User, key.Database
+	if db.DBName != "" {
+		cfg.Database = db.DBName
+	}
+	if cfg.RuntimeParams["application_name"] == "" {
+		cfg.RuntimeParams["application_name"] = "pitr"
+	}
+	return dialer{cfg}, nil
+}
+
+// moveTo replaces the hosts of the DSN by one. Attempts that differ only in TLS (sslmode=prefer) are kept.
+func moveTo(cfg *pgconn.Config, host string, port uint16) {
+	first := cfg.Host
+	if host == "" {
+		host = first
+	}
+	if port == 0 {
+		port = cfg.Port
+	}
+	cfg.Fallbacks = slices.DeleteFunc(cfg.Fallbacks, func(f *pgconn.FallbackConfig) bool { return f.Host != first || f.Port != cfg.Port })
+	for _, fallback := range cfg.Fallbacks {
+		fallback.Host, fallback.Port = host, port
+		if fallback.TLSConfig != nil && fallback.TLSConfig.ServerName == first {
+			fallback.TLSConfig = fallback.TLSConfig.Clone()
+			fallback.TLSConfig.ServerName = host
+		}
+	}
+	if cfg.TLSConfig != nil && cfg.TLSConfig.ServerName == first {
+		cfg.TLSConfig = cfg.TLSConfig.Clone()
+		cfg.TLSConfig.ServerName = host
+	}
+	cfg.Host, cfg.Port = host, port
+}
+
+func (d dialer) connect(ctx context.Context, timeout time.Duration) (*pgconn.PgConn, *pgconn.HijackedConn, error) {
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	conn, err := pgconn.ConnectConfig(ctx, d.config.Copy())
+	if err != nil {
+		return nil, nil, err
+	}
+	hijacked, err := conn.Hijack()
+	if err != nil {
+		return nil, nil, errors.Join(err, conn.Close(ctx))
+	}
+	if hijacked.Frontend.ReadBufferLen() != 0 || hijacked.TxStatus != pgwire.Idle {
+		return nil, nil, errors.Join(errors.New("the server sent more than a login's answer"), hijacked.Conn.Close())
+	}
+	if err := hijacked.Conn.SetDeadline(time.Time{}); err != nil {
+		return nil, nil, errors.Join(err, hijacked.Conn.Close())
+	}
+	return conn, hijacked, nil
+}
+
+// launch starts as many connects as there are clients that wait for one and the limit allows. The caller holds mu.
+func (p *Pool) launch(now time.Time) {
+	for !p.closed && p.connecting < p.waiters.Len() && len(p.servers)+p.connecting < p.size && !now.Before(p.retryAt) {
+		p.connecting++
+		p.set.work.Go(p.connectOne)
+	}
+}
+
+// backoffMin is the pause after the first failed login; it doubles up to server_login_retry.
+const backoffMin = 100 * time.Millisecond
+
+func (p *Pool) connectOne() {
+	origin, hijacked, err := p.dial.connect(p.set.ctx, p.set.cfg.ServerConnectTimeout.D())
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.connecting--
+	if err != nil {
+		p.connectFailed(err)
+		return
+	}
+	if p.closed {
+		hijacked.Conn.Close()
+		return
+	}
+	p.failures, p.retryAt = 0, time.Time{}
+	p.counters.Connects++
+	server := &Server{
+		State: session.NewServer(hijacked.ParameterStatuses), pool: p, conn: hijacked.Conn, origin: origin, born: time.Now(),
+	}
+	if reported := server.State.Reported(); !slices.Equal(reported, p.baseline) {
+		clear(p.welcomes) // the server's own settings are not what they were
+		p.baseline = reported
+	}
+	p.servers[server] = struct{}{}
+	p.give(server)
+	p.set.work.Go(func() { server.read(p.set.serverBufferLen()) })
+}
+
+// connectFailed notes a failure. Clients wait on only if there are servers that may become free. The caller holds mu.
+func (p *Pool) connectFailed(err error) {
+	p.counters.ConnectFailures++
+	if p.closed {
+		return
+	}
+	p.lastErr = connectError(err)
+	pause := min(backoffMin<<min(p.failures, 20), p.set.cfg.ServerLoginRetry.D())
+	p.failures++
+	p.retryAt = time.Now().Add(pause)
+	if p.failures == 1 || p.failures&(p.failures-1) == 0 {
+		p.log.Warn("server login failed", "database", p.key.Database, "user", p.key.User, "attempt", p.failures, "retry_in", pause, "error", err)
+	}
+	if len(p.servers)+p.connecting > 0 {
+		return
+	}
+	for p.waiters.Len() > 0 {
+		w := p.dequeue(p.waiters.Front())
+		p.counters.observe(time.Since(w.since))
+		w.ready <- outcome{err: p.lastErr}
+	}
+}
+
+func parseDSN(dsn config.DSN) (*pgconn.Config, error) {
+	cfg, err := pgconn.ParseConfig(dsn.Reveal())
+	if err != nil {
+		return nil, fmt.Errorf("postgres.dsn: %w", err)
+	}
+	return cfg, nil
+}
+
+// CheckDSN reports whether a DSN can be read.
+func CheckDSN(dsn config.DSN) error {
+	_, err := parseDSN(dsn)
+	return err
+}

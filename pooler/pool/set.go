@@ -1,0 +1,221 @@
+package pool
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"pitr/config"
+	"pitr/internal/pgwire"
+)
+
+// Errors of Get.
+var (
+	ErrUnknownDatabase = errors.New("no such database")
+	ErrTooManyPools    = errors.New("too many pairs of database and user (max_pools)")
+)
+
+// Set is all pools of a process.
+type Set struct {
+	cfg       config.Pooler
+	dsn       config.DSN
+	passwords func(user string) (plain string, known bool)
+	log       *slog.Logger
+	ctx       context.Context // ends with Close; only for what the set itself started
+	stop      context.CancelFunc
+	work      sync.WaitGroup
+
+	// mu guards pools and limitHits. Pool.mu may be taken under it.
+	mu        sync.Mutex
+	pools     map[Key]*Pool
+	limitHits uint64
+}
+
+// NewSet returns an empty set and starts its janitor. passwords tells the plain password of a client's user where it is known.
+func NewSet(cfg config.Pooler, dsn config.DSN, passwords func(string) (string, bool), log *slog.Logger) *Set {
+	ctx, stop := context.WithCancel(context.Background())
+	s := &Set{cfg: cfg, dsn: dsn, passwords: passwords, log: log, ctx: ctx, stop: stop, pools: map[Key]*Pool{}}
+	s.work.Go(s.janitor)
+	return s
+}
+
+// Close closes every connection and waits for everything that the set has started.
+func (s *Set) Close() {
+	s.stop()
+	s.mu.Lock()
+	for _, p := range s.pools {
+		p.close()
+	}
+	s.mu.Unlock()
+	s.work.Wait()
+}
+
+func (p *Pool) close() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.closed = true
+	for p.waiters.Len() > 0 {
+		p.dequeue(p.waiters.Front()).ready <- outcome{err: ErrClosed}
+	}
+	for server := range p.servers {
+		p.remove(server)
+	}
+}
+
+// Database returns the entry that a client's database name stands for.
+func (s *Set) Database(name string) (config.Database, bool) {
+	if db, found := s.cfg.Databases[name]; found {
+		return db, true
+	}
+	db, found := s.cfg.Databases["*"]
+	return db, found || len(s.cfg.Databases) == 0
+}
+
+// Get returns the pool for a client's database and user, with the client counted as one of its users: see Pool.Leave.
+func (s *Set) Get(database, user string) (*Pool, error) {
+	db, found := s.Database(database)
+	if !found {
+		return nil, ErrUnknownDatabase
+	}
+	key := Key{Database: database, User: user}
+	if db.User != "" {
+		key.User = db.User
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.ctx.Err() != nil {
+		return nil, ErrClosed
+	}
+	if p := s.pools[key]; p != nil {
+		p.Join()
+		return p, nil
+	}
+	if len(s.pools) >= s.cfg.MaxPools {
+		s.limitHits++
+		return nil, ErrTooManyPools
+	}
+	password, _ := s.passwords(key.User)
+	dial, err := newDialer(s.dsn, db, key, password)
+	if err != nil {
+		return nil, err
+	}
+	p := &Pool{key: key, set: s, size: s.cfg.DefaultPoolSize, dial: dial, log: s.log, servers: map[*Server]struct{}{},
+		welcomes: map[string][]pgwire.Param{}}
+	if db.PoolSize > 0 {
+		p.size = db.PoolSize
+	}
+	p.Join()
+	s.pools[key] = p
+	return p, nil
+}
+
+// Ready reports whether Postgres lets us in: nil when a pool has a server, or else the outcome of a login.
+func (s *Set) Ready(ctx context.Context) error {
+	s.mu.Lock()
+	for _, p := range s.pools {
+		p.mu.Lock()
+		n := len(p.servers)
+		p.mu.Unlock()
+		if n > 0 {
+			s.mu.Unlock()
+			return nil
+		}
+	}
+	s.mu.Unlock()
+	dial, err := s.probeDialer()
+	if err != nil {
+		return err
+	}
+	_, hijacked, err := dial.connect(ctx, s.cfg.ServerConnectTimeout.D())
+	if err != nil {
+		return fmt.Errorf("log in to the server: %w", err)
+	}
+	return hijacked.Conn.Close()
+}
+
+// probeDialer logs in as a configured database says that has a user of its own, else as postgres.dsn says.
+func (s *Set) probeDialer() (dialer, error) {
+	for name, db := range s.cfg.Databases {
+		if db.User != "" && (name != "*" || db.DBName != "") {
+			password, _ := s.passwords(db.User)
+			return newDialer(s.dsn, db, Key{Database: name, User: db.User}, password)
+		}
+	}
+	dial, err := newDialer(s.dsn, config.Database{}, Key{}, "")
+	if err != nil {
+		return dialer{}, err
+	}
+	plain, err := parseDSN(s.dsn)
+	if err != nil {
+		return dialer{}, err
+	}
+	dial.config.User, dial.config.Password, dial.config.Database = plain.User, plain.Password, plain.Database
+	return dial, nil
+}
+
+// serverBufferPackets is how many times larger a server's read buffer is than a client's: there are few servers and many clients.
+const serverBufferPackets = 16
+
+func (s *Set) serverBufferLen() int { return serverBufferPackets * int(s.cfg.PktBuf) }
+
+func (s *Set) tooOld(server *Server, now time.Time) bool {
+	lifetime := s.cfg.ServerLifetime.D()
+	return lifetime > 0 && now.Sub(server.born) > lifetime
+}
+
+// janitorPause is how often the janitor looks; shorter timeouts make it look more often.
+const janitorPause = time.Second
+
+func (s *Set) janitor() {
+	pause := janitorPause
+	for _, limit := range []config.Duration{s.cfg.ServerIdleTimeout, s.cfg.ServerLifetime, s.cfg.ServerLoginRetry, s.cfg.ServerResetTimeout} {
+		if limit > 0 {
+			pause = min(pause, max(limit.D()/4, 10*time.Millisecond))
+		}
+	}
+	ticker := time.NewTicker(pause)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-s.ctx.Done():
+			return
+		case now := <-ticker.C:
+			s.sweep(now)
+		}
+	}
+}
+
+// sweep closes what is too old or too slow, tries again to connect for those who wait, and drops pools that nobody uses.
+func (s *Set) sweep(now time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for key, p := range s.pools {
+		if p.sweep(now) {
+			delete(s.pools, key)
+		}
+	}
+}
+
+// sweep reports whether the pool is of no more use.
+func (p *Pool) sweep(now time.Time) (useless bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	idleMax := p.set.cfg.ServerIdleTimeout.D()
+	for server := range p.servers {
+		idleTooLong := server.state == stateIdle && idleMax > 0 && now.Sub(server.idleSince) > idleMax
+		tooOld := server.state == stateIdle && p.set.tooOld(server, now)
+		tooSlow := server.state == stateCleaning && now.After(server.cleanBy)
+		if idleTooLong || tooOld || tooSlow {
+			p.remove(server)
+		}
+	}
+	p.launch(now)
+	if p.users > 0 || len(p.servers)+p.connecting+p.waiters.Len() > 0 || now.Sub(p.emptySince) < janitorPause {
+		return false
+	}
+	p.closed = true
+	return true
+}

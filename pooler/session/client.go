@@ -1,0 +1,236 @@
+package session
+
+import (
+	"pitr/internal/pgwire"
+)
+
+// Verdict is what a driver does after it has sent what is due.
+type Verdict uint8
+
+// The verdicts about a client's input.
+const (
+	Read  Verdict = iota // read more from the client; what was not used stays in front of it
+	Need                 // link a server, then come again with what was not used
+	Full                 // wait until Session.Drained, then come again with what was not used
+	Leave                // the client has said goodbye
+	Fail                 // tell the client Step.Failure and close both connections
+)
+
+// Step is a decision.
+type Step struct {
+	N       int // bytes of the input that were used; the others have to come again
+	Verdict Verdict
+	Want    int // Read: how many bytes the next input must have at least, where that is known
+	Failure *pgwire.Failure
+}
+
+// FromClient takes what a client has sent. What is due to the server is put into out, which must have been Reset to in; what is
+// due to the client by the machine itself waits in TakeReplies.
+func (s *Session) FromClient(in []byte, out *Output) Step {
+	n := 0
+	for n < len(in) {
+		if s.fromClient.body.Inside() {
+			n += s.clientBody(in, n, out)
+			continue
+		}
+		h, ok, err := pgwire.ClientHeader(in[n:])
+		if err != nil {
+			return s.fail(n, "08P01", err.Error(), "")
+		}
+		if !ok {
+			return Step{N: n, Want: pgwire.HeaderLen}
+		}
+		used, step := s.message(message{Header: h, in: in, at: n, out: out})
+		n += used
+		if step.Verdict != Read || step.Want > 0 {
+			step.N = n
+			return step
+		}
+	}
+	return Step{N: n}
+}
+
+// Drained reports whether a session that was Full can go on.
+func (s *Session) Drained() bool {
+	return s.server == nil || s.replies.len() <= s.options.PipelineMax/2
+}
+
+// message is one message of the client of which at least the header has arrived: in[at:].
+type message struct {
+	pgwire.Header
+	in  []byte
+	at  int
+	out *Output
+}
+
+// body returns the part of the body that has arrived.
+func (m *message) body() []byte {
+	from := m.at + pgwire.HeaderLen
+	return m.in[from:min(from+m.Body, len(m.in))]
+}
+
+// whole reports whether the message has arrived as a whole.
+func (m *message) whole() bool { return len(m.body()) == m.Body }
+
+func (s *Session) fail(n int, code, text, hint string) Step {
+	return Step{N: n, Verdict: Fail, Failure: &pgwire.Failure{Severity: "FATAL", Code: code, Message: text, Hint: hint}}
+}
+
+// clientBody passes or drops a piece of a message whose header was dealt with.
+func (s *Session) clientBody(in []byte, at int, out *Output) int {
+	n := s.fromClient.body.Take(in[at:])
+	if s.fromClient.watched {
+		s.words.scan(in[at : at+n])
+	}
+	if !s.fromClient.swallow {
+		out.pass(at, at+n)
+	}
+	if !s.fromClient.body.Inside() && s.fromClient.watched {
+		s.fromClient.watched = false
+		s.heed(s.words.end())
+	}
+	return n
+}
+
+// heed acts on what a text that was sent to the server may do to its state.
+func (s *Session) heed(found hint) {
+	if found&hintLeaves != 0 {
+		s.server.dirty = true
+	}
+	if found&hintForgets != 0 {
+		// Names are never used twice, so that forgetting too much costs no more than another Parse.
+		s.server.forgetAll()
+	}
+}
+
+// pass makes the header due, and lets the body follow.
+func (s *Session) pass(m message) int {
+	m.out.pass(m.at, m.at+pgwire.HeaderLen)
+	s.fromClient = dialogue{body: s.fromClient.body}
+	s.fromClient.body.Open(m.Body)
+	return pgwire.HeaderLen
+}
+
+// swallow drops the message.
+func (s *Session) swallow(m message) int {
+	s.fromClient = dialogue{body: s.fromClient.body, swallow: true}
+	s.fromClient.body.Open(m.Body)
+	return pgwire.HeaderLen
+}
+
+// owes notes what the server owes for a message of the extended protocol.
+func (s *Session) owes(kind replyKind) {
+	s.batch = true
+	s.replies.push(reply{kind: kind})
+}
+
+// pipelineRoom is the most that one message of the client adds to the replies: itself, a Close and a Parse of ours.
+const pipelineRoom = 3
+
+// message decides about one message and returns how many bytes of the input it has used.
+func (s *Session) message(m message) (int, Step) {
+	switch m.Type {
+	case pgwire.Terminate:
+		return 0, Step{Verdict: Leave}
+	case pgwire.Sync:
+		return s.sync(m), Step{}
+	case pgwire.Flush:
+		if s.server == nil || s.skip || !s.batch {
+			return s.swallow(m), Step{}
+		}
+		return s.pass(m), Step{}
+	case pgwire.CopyData, pgwire.CopyDone, pgwire.CopyFail:
+		return s.copyMessage(m), Step{}
+	}
+	if s.skip {
+		return s.swallow(m), Step{}
+	}
+	if m.Type == pgwire.Close {
+		if used, step, done := s.closeLocally(m); done {
+			return used, step
+		}
+	}
+	if s.server == nil {
+		return 0, Step{Verdict: Need}
+	}
+	if s.replies.len()+pipelineRoom > s.options.PipelineMax {
+		if !s.flushed {
+			s.flushed = true
+			m.out.buffer(func(buf []byte) []byte { return pgwire.AppendEmpty(buf, pgwire.Flush) })
+		}
+		return 0, Step{Verdict: Full}
+	}
+	s.flushed = false
+	return s.request(m)
+}
+
+// request decides about a message that a linked server answers.
+func (s *Session) request(m message) (int, Step) {
+	switch m.Type {
+	case pgwire.Query:
+		s.replies.push(reply{kind: replyQuery})
+		s.unnamed.known = false // exec_simple_query in src/backend/tcop/postgres.c drops it
+		used := s.pass(m)
+		s.watch()
+		return used, Step{}
+	case pgwire.FunctionCall:
+		s.server.dirty = s.server.dirty || s.options.Transaction // the function may be set_config
+		s.replies.push(reply{kind: replyFunction})
+		return s.pass(m), Step{}
+	case pgwire.Execute:
+		s.owes(replyExecute)
+		return s.pass(m), Step{}
+	}
+	if s.options.Transaction {
+		return s.statementMessage(m)
+	}
+	switch m.Type {
+	case pgwire.Parse:
+		s.owes(replyParse)
+	case pgwire.Bind:
+		s.owes(replyBind)
+	case pgwire.Describe:
+		s.owes(replyDescribe)
+	case pgwire.Close:
+		s.owes(replyClose)
+	default:
+		panic("session: a message type that pgwire accepts is not dealt with")
+	}
+	return s.pass(m), Step{}
+}
+
+// watch reads the words of the message whose header was just passed. In session mode nobody needs to know.
+func (s *Session) watch() {
+	s.fromClient.watched = s.options.Transaction && s.fromClient.body.Inside()
+	s.words.reset()
+}
+
+// sync ends a batch. Without a server there is nothing that could be outstanding, and the answer is known.
+func (s *Session) sync(m message) int {
+	if s.server == nil {
+		s.own = pgwire.AppendReady(s.own, pgwire.Idle)
+		return s.swallow(m)
+	}
+	if s.copyIn {
+		// CopyGetData in src/backend/commands/copyfromparse.c: "Flush/Sync: ignore but keep waiting".
+		s.ignored = true
+		return s.pass(m)
+	}
+	s.batch, s.skip = false, false
+	s.replies.push(reply{kind: replySync})
+	return s.pass(m)
+}
+
+// copyMessage passes what belongs to a COPY and drops what comes after one has failed, as a server would.
+func (s *Session) copyMessage(m message) int {
+	if s.server == nil || s.skip || s.replies.len() == 0 {
+		return s.swallow(m)
+	}
+	if m.Type != pgwire.CopyData {
+		if !s.copyIn && s.replies.len() < s.options.PipelineMax {
+			s.replies.push(reply{kind: replyCopyEnd}) // CopyInResponse may still be on its way
+		}
+		s.copyIn = false
+	}
+	return s.pass(m)
+}

@@ -1,0 +1,97 @@
+package session
+
+// replyKind is what a server owes for one message that was sent to it.
+type replyKind uint8
+
+const (
+	replyPrelude  replyKind = iota + 1 // everything up to ReadyForQuery; none of it is the client's
+	replyQuery                         // anything up to ReadyForQuery
+	replyFunction                      // FunctionCallResponse, then ReadyForQuery
+	replySync                          // ReadyForQuery
+	replyParse                         // ParseComplete
+	replyBind                          // BindComplete
+	replyDescribe                      // perhaps ParameterDescription, then RowDescription or NoData
+	replyExecute                       // rows or COPY, then CommandComplete, EmptyQueryResponse or PortalSuspended
+	replyClose                         // CloseComplete
+	replyOurParse                      // nothing comes: the machine itself answers ParseComplete in this place
+	replyOurClose                      // nothing comes: the machine itself answers CloseComplete in this place
+	replyCopyEnd                       // nothing comes: the place where the client ended a COPY
+)
+
+// reply is one thing that a server owes.
+type reply struct {
+	kind      replyKind
+	swallow   bool       // the client did not ask for it
+	serial    uint32     // Parse of the unnamed statement: which of them
+	statement *statement // Parse of a named statement
+}
+
+// endsBatch reports whether a server that skips to the next Sync goes on here.
+func (r *reply) endsBatch() bool { return r.kind == replySync }
+
+// replies is a queue in a ring. It grows; the session's PipelineMax bounds it.
+type replies struct {
+	ring []reply // its length is zero or a power of two
+	head int
+	n    int
+}
+
+func (q *replies) len() int { return q.n }
+
+func (q *replies) at(i int) *reply { return &q.ring[(q.head+i)&(len(q.ring)-1)] }
+
+func (q *replies) front() *reply {
+	if q.n == 0 {
+		return nil
+	}
+	return q.at(0)
+}
+
+func (q *replies) push(r reply) {
+	if q.n == len(q.ring) {
+		grown := make([]reply, max(16, 2*len(q.ring)))
+		for i := range q.n {
+			grown[i] = *q.at(i)
+		}
+		q.ring, q.head = grown, 0
+	}
+	q.n++
+	*q.at(q.n - 1) = r
+}
+
+func (q *replies) pop() reply {
+	r := *q.at(0)
+	*q.at(0) = reply{}
+	q.head = (q.head + 1) & (len(q.ring) - 1)
+	q.n--
+	return r
+}
+
+func (q *replies) clear() {
+	clear(q.ring)
+	q.head, q.n = 0, 0
+}
+
+// dropSyncs takes out the Syncs from the i-th place up to where the client ended its COPY, and reports how many there were,
+// whether that end is in the queue, and how many Syncs are left behind it.
+func (q *replies) dropSyncs(i int) (dropped int, ended bool, left int) {
+	kept := i
+	for ; i < q.n; i++ {
+		r := *q.at(i)
+		ended = ended || r.kind == replyCopyEnd
+		if r.kind == replySync && !ended {
+			dropped++
+			continue
+		}
+		if r.kind == replySync {
+			left++
+		}
+		*q.at(kept) = r
+		kept++
+	}
+	for i := kept; i < q.n; i++ {
+		*q.at(i) = reply{}
+	}
+	q.n = kept
+	return dropped, ended, left
+}

@@ -1,0 +1,286 @@
+package session
+
+import (
+	"fmt"
+
+	"pitr/internal/pgwire"
+)
+
+// tagLenMax is COMPLETION_TAG_BUFSIZE in src/include/tcop/cmdtag.h, the longest tag with its terminator.
+const tagLenMax = 64
+
+// gatherMax bounds the server's messages that are read as a whole. A longer one is passed, and makes the server dirty.
+const gatherMax = 4096
+
+// FromServer takes what the linked server has sent. What is due to the client is put into out, which must have been Reset to in.
+// It returns how many bytes were used; the rest, never more than a few kilobytes, has to come again with more behind it. A
+// failure means that the server must be closed, and the client too, after it was told.
+func (s *Session) FromServer(in []byte, out *Output) (n int, failure *pgwire.Failure) {
+	for n < len(in) {
+		if s.fromServer.body.Inside() {
+			taken := s.fromServer.body.Take(in[n:])
+			if !s.fromServer.swallow {
+				out.pass(n, n+taken)
+			}
+			n += taken
+			s.giveOurs(out)
+			continue
+		}
+		h, ok, err := pgwire.ServerHeader(in[n:])
+		if err != nil {
+			return n, broken(err.Error())
+		}
+		if !ok {
+			return n, nil
+		}
+		gather := s.gathers(h)
+		if gather && len(in)-n < pgwire.HeaderLen+h.Body {
+			return n, nil
+		}
+		body := in[n+pgwire.HeaderLen : min(len(in), n+pgwire.HeaderLen+h.Body)]
+		pass, failure := s.reply(h, body, gather)
+		if failure != nil {
+			s.doubt = true
+			return n, failure
+		}
+		s.fromServer.swallow = !pass
+		s.fromServer.body.Open(h.Body)
+		if pass {
+			out.pass(n, n+pgwire.HeaderLen)
+		}
+		n += pgwire.HeaderLen
+		s.giveOurs(out)
+	}
+	return n, nil
+}
+
+func broken(what string) *pgwire.Failure {
+	return pgwire.Fatal("08P01", "the server broke the protocol: "+what)
+}
+
+// gathers reports whether the body of a message has to be read.
+func (s *Session) gathers(h pgwire.Header) bool {
+	switch h.Type {
+	case pgwire.ReadyForQuery, pgwire.CommandComplete, pgwire.ParameterStatus, pgwire.ErrorResponse:
+		return h.Body <= gatherMax
+	}
+	return false
+}
+
+// giveOurs makes the replies due that the machine itself has to give in this place.
+func (s *Session) giveOurs(out *Output) {
+	if s.fromServer.body.Inside() {
+		return
+	}
+	for s.replies.len() > 0 {
+		switch kind := s.replies.front().kind; kind {
+		case replyOurParse, replyOurClose:
+			out.buffer(func(buf []byte) []byte { return pgwire.AppendEmpty(buf, ourReplyType(kind)) })
+		case replyCopyEnd:
+		default:
+			return
+		}
+		s.replies.pop()
+	}
+}
+
+// reply accounts for one message of the server and reports whether it is the client's.
+func (s *Session) reply(h pgwire.Header, body []byte, gathered bool) (pass bool, failure *pgwire.Failure) {
+	front := s.replies.front()
+	if front != nil && front.kind == replyPrelude {
+		return false, s.prelude(h, body, gathered)
+	}
+	switch h.Type {
+	case pgwire.NoticeResponse, pgwire.NotificationResponse:
+		return true, nil
+	case pgwire.ParameterStatus:
+		s.parameterStatus(body, gathered)
+		return true, nil
+	case pgwire.ErrorResponse:
+		s.errorReply(front)
+		severity := pgwire.ErrorField(body, 'V')
+		s.fatal = gathered && (severity == "FATAL" || severity == "PANIC")
+		return true, nil
+	case pgwire.ReadyForQuery:
+		return true, s.ready(front, body)
+	case pgwire.ParseComplete, pgwire.BindComplete, pgwire.CloseComplete, pgwire.NoData:
+		return s.completes(h.Type, front)
+	case pgwire.RowDescription:
+		if front != nil && front.kind == replyDescribe {
+			s.replies.pop()
+			return true, nil
+		}
+		return true, expect(h.Type, front, replyQuery, 0)
+	case pgwire.ParameterDescription:
+		return true, expect(h.Type, front, replyDescribe, 0)
+	case pgwire.FunctionCallResponse:
+		return true, expect(h.Type, front, replyFunction, 0)
+	case pgwire.DataRow, pgwire.CopyOutResponse, pgwire.CopyData, pgwire.CopyDone:
+		return true, expect(h.Type, front, replyExecute, replyQuery)
+	case pgwire.CopyInResponse:
+		failure = expect(h.Type, front, replyExecute, replyQuery)
+		if failure == nil {
+			s.beginCopyIn()
+		}
+		return true, failure
+	case pgwire.CommandComplete, pgwire.EmptyQueryResponse, pgwire.PortalSuspended:
+		return true, s.commandEnd(h, body, front)
+	}
+	return false, broken(fmt.Sprintf("unexpected message %q", h.Type))
+}
+
+// expect is the check that a message belongs to what the server owes first.
+func expect(kind byte, front *reply, either, or replyKind) *pgwire.Failure {
+	if front == nil || front.kind != either && front.kind != or {
+		return broken(fmt.Sprintf("message %q where none is outstanding", kind))
+	}
+	return nil
+}
+
+// completes accounts for the messages that answer exactly one message of the extended protocol.
+func (s *Session) completes(kind byte, front *reply) (pass bool, failure *pgwire.Failure) {
+	want := replyDescribe
+	switch kind {
+	case pgwire.ParseComplete:
+		want = replyParse
+	case pgwire.BindComplete:
+		want = replyBind
+	case pgwire.CloseComplete:
+		want = replyClose
+	}
+	if failure := expect(kind, front, want, 0); failure != nil {
+		return false, failure
+	}
+	return !s.replies.pop().swallow, nil
+}
+
+// commandEnd accounts for the end of an Execute, or of one statement of a simple Query.
+func (s *Session) commandEnd(h pgwire.Header, body []byte, front *reply) *pgwire.Failure {
+	if failure := expect(h.Type, front, replyExecute, replyQuery); failure != nil {
+		return failure
+	}
+	s.copyIn, s.ignored = false, false
+	if front.kind == replyExecute {
+		s.replies.pop()
+	}
+	if h.Type != pgwire.CommandComplete {
+		return nil
+	}
+	if h.Body > tagLenMax || h.Body != len(body) {
+		return broken("a command tag that is too long")
+	}
+	if !leavesNothing(body) {
+		s.server.dirty = true
+	}
+	if forgetsStatements(body) {
+		s.server.forgetAll()
+		clear(s.names)
+		s.unnamed.known = false
+	}
+	return nil
+}
+
+// beginCopyIn takes back the Syncs that the client has sent ahead and that the server, which reads CopyData now, ignores.
+func (s *Session) beginCopyIn() {
+	dropped, ended, left := s.replies.dropSyncs(1)
+	if dropped > 0 {
+		s.ignored = true
+		s.batch = s.batch || left == 0
+	}
+	s.copyIn = !ended
+}
+
+// errorReply accounts for an error: the server skips to the next Sync if it was reading the extended protocol, and what was sent
+// in between was never done.
+func (s *Session) errorReply(front *reply) {
+	s.copyIn = false
+	if s.ignored {
+		s.doubt = true // whether the server ignored that Sync or ended its batch with it cannot be known
+	}
+	if front == nil {
+		return // it is about to close the connection
+	}
+	switch front.kind {
+	case replyQuery, replyFunction, replySync:
+		return
+	}
+	for s.replies.len() > 0 && !s.replies.front().endsBatch() {
+		s.undo(s.replies.pop())
+	}
+	s.skip = s.replies.len() == 0
+}
+
+// undo takes back what was noted when a message was sent that the server has not carried out.
+func (s *Session) undo(r reply) {
+	switch {
+	case r.kind == replyClose && r.swallow:
+		s.server.dirty = true // it has one statement more than it should
+	case r.kind == replyParse && r.statement == nil:
+		if r.serial == s.unnamed.serial {
+			s.unnamed.known = false
+		}
+	case r.kind == replyParse:
+		s.server.forget(r.statement.tail)
+	}
+	if r.statement != nil && !r.swallow && s.names[r.statement.name] == r.statement {
+		delete(s.names, r.statement.name)
+	}
+}
+
+func (s *Session) ready(front *reply, body []byte) *pgwire.Failure {
+	if len(body) != 1 || body[0] != pgwire.Idle && body[0] != pgwire.Transaction && body[0] != pgwire.Failed {
+		return broken("malformed ReadyForQuery")
+	}
+	if front == nil && s.doubt {
+		s.batch, s.skip = false, false // the server did not ignore that Sync
+	} else {
+		if front == nil || front.kind != replySync && front.kind != replyQuery && front.kind != replyFunction {
+			return broken("ReadyForQuery where none is outstanding")
+		}
+		s.replies.pop()
+	}
+	s.status, s.copyIn = body[0], false
+	s.counters.Queries++
+	if s.status == pgwire.Idle {
+		s.counters.Transactions++
+	}
+	return nil
+}
+
+// parameterStatus notes a setting that has changed under the client. Whoever changed it, the server is not as it was.
+func (s *Session) parameterStatus(body []byte, gathered bool) {
+	s.server.dirty = true
+	if !gathered {
+		return
+	}
+	name, value, ok := s.server.report(body)
+	if ok && remembered(name) {
+		s.params = s.params.with(name, value)
+	}
+}
+
+// prelude accounts for the answers to the settings that were sent ahead of the client's first message.
+func (s *Session) prelude(h pgwire.Header, body []byte, gathered bool) *pgwire.Failure {
+	switch h.Type {
+	case pgwire.ParameterStatus:
+		if gathered {
+			s.server.report(body)
+		}
+	case pgwire.ErrorResponse:
+		if !gathered {
+			return pgwire.Fatal("08P01", "the client's settings were refused")
+		}
+		failure := pgwire.Fatal(pgwire.ErrorField(body, 'C'), pgwire.ErrorField(body, 'M'))
+		failure.Hint = pgwire.ErrorField(body, 'H')
+		return failure
+	case pgwire.ReadyForQuery:
+		if string(body) != "I" {
+			return broken("malformed ReadyForQuery")
+		}
+		s.replies.pop()
+	case pgwire.RowDescription, pgwire.DataRow, pgwire.CommandComplete, pgwire.NoticeResponse, pgwire.NotificationResponse:
+	default:
+		return broken(fmt.Sprintf("unexpected message %q", h.Type))
+	}
+	return nil
+}

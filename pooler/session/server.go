@@ -1,0 +1,182 @@
+package session
+
+import (
+	"bytes"
+	"fmt"
+	"sort"
+	"strconv"
+	"strings"
+
+	"pitr/internal/pgwire"
+)
+
+// Server is what is known about the state of one server connection. Whoever holds the connection owns it.
+type Server struct {
+	params   *Params           // settings applied by us
+	reported map[string]string // values of the last ParameterStatus of each name, by the server's spelling
+	dirty    bool              // somebody may have left something behind
+
+	// The named statements that this server has, by text and parameter types, least recently used last.
+	prepared map[string]*prepared
+	newest   *prepared
+	oldest   *prepared
+	named    uint64 // counts names, none of which is ever used twice
+
+	cleaned bool // DISCARD ALL was answered, ReadyForQuery not yet
+	body    pgwire.Scanner
+}
+
+// NewServer returns what is known after a login: the reported parameters.
+func NewServer(reported map[string]string) *Server {
+	s := &Server{params: NoParams, reported: map[string]string{}, prepared: map[string]*prepared{}}
+	for name, value := range reported {
+		s.reported[name] = value
+	}
+	return s
+}
+
+// Reported returns the values that the server reported last, sorted by name: what a client is told at its login.
+func (s *Server) Reported() []pgwire.Param {
+	list := make([]pgwire.Param, 0, len(s.reported))
+	for name, value := range s.reported {
+		list = append(list, pgwire.Param{Name: name, Value: value})
+	}
+	sort.Slice(list, func(i, j int) bool { return list[i].Name < list[j].Name })
+	return list
+}
+
+// Params returns the settings that were applied to the server.
+func (s *Server) Params() *Params { return s.params }
+
+// discardTag is the tag of the only command that cleans a server.
+const discardTag = "DISCARD ALL\x00"
+
+// AppendClean appends what makes a server that is Dirty clean again.
+func (s *Server) AppendClean(out []byte) []byte {
+	s.cleaned = false
+	return pgwire.AppendQuery(out, "DISCARD ALL")
+}
+
+// cleanMessageMax bounds the messages that may come while a server is cleaned: a ParameterStatus, a notice, an error.
+const cleanMessageMax = 8 << 10
+
+// Clean takes what a server sends after AppendClean. It returns how many bytes it has used; the rest has to come again with more
+// behind it. done means that the server is as it was after its login. An error means that nobody can know what it is.
+func (s *Server) Clean(in []byte) (n int, done bool, err error) {
+	for {
+		h, ok, err := pgwire.ServerHeader(in[n:])
+		if err != nil || !ok {
+			return n, false, err
+		}
+		if h.Body > cleanMessageMax {
+			return n, false, fmt.Errorf("a message %q of %d bytes", h.Type, h.Body)
+		}
+		if len(in)-n < pgwire.HeaderLen+h.Body {
+			return n, false, nil
+		}
+		body := in[n+pgwire.HeaderLen:][:h.Body]
+		n += pgwire.HeaderLen + h.Body
+		switch {
+		case h.Type == pgwire.ParameterStatus:
+			s.report(body)
+		case h.Type == pgwire.NoticeResponse || h.Type == pgwire.NotificationResponse:
+		case h.Type == pgwire.CommandComplete && string(body) == discardTag && !s.cleaned:
+			s.cleaned = true
+		case h.Type == pgwire.ReadyForQuery && string(body) == "I" && s.cleaned && n == len(in):
+			s.params, s.dirty = NoParams, false
+			s.forgetAll()
+			return n, true, nil
+		case h.Type == pgwire.ErrorResponse:
+			return n, false, fmt.Errorf("DISCARD ALL: %s", pgwire.ErrorField(body, 'M'))
+		default:
+			return n, false, fmt.Errorf("an unexpected message %q", h.Type)
+		}
+	}
+}
+
+// report notes a ParameterStatus and returns its name, in lower case, and its value. ok is false when it is malformed.
+func (s *Server) report(body []byte) (name, value string, ok bool) {
+	parts := bytes.Split(body, []byte{0})
+	if len(parts) != 3 || len(parts[0]) == 0 || len(parts[2]) != 0 {
+		return "", "", false
+	}
+	name, value = string(parts[0]), string(parts[1])
+	if _, known := s.reported[name]; !known && len(s.reported) >= reportedMax {
+		return "", "", false
+	}
+	s.reported[name] = value
+	return strings.ToLower(name), value, true
+}
+
+// reportedMax bounds the names that a server may report. PostgreSQL 18 has 16 variables with GUC_REPORT
+// (src/backend/utils/misc/guc_tables.c).
+const reportedMax = 256
+
+// prepared is a statement that a server has, or will have once it has read what was sent to it.
+type prepared struct {
+	tail  string // text and parameter types, as Parse has them after the name
+	name  string // the name on this server
+	hints hint
+	batch uint64 // the Session.batchSerial of its last use, so that it is not closed under a batch that uses it
+
+	newer, older *prepared
+}
+
+// namePrefix begins the names of our statements on a server. A client's own name never reaches a server.
+const namePrefix = "pitr_"
+
+// find returns the statement with this tail and makes it the most recently used one; nil when the server does not have it.
+func (s *Server) find(tail string) *prepared {
+	p := s.prepared[tail]
+	if p != nil && p != s.newest {
+		s.unlink(p)
+		s.pushNewest(p)
+	}
+	return p
+}
+
+// add notes that the server is going to have a statement, under a name that was never used on it.
+func (s *Server) add(tail string, hints hint) *prepared {
+	s.named++
+	p := &prepared{tail: tail, hints: hints, name: namePrefix + strconv.FormatUint(s.named, 10)}
+	s.prepared[tail] = p
+	s.pushNewest(p)
+	return p
+}
+
+// forget notes that the server does not have a statement.
+func (s *Server) forget(tail string) {
+	if p := s.prepared[tail]; p != nil {
+		s.unlink(p)
+		delete(s.prepared, tail)
+	}
+}
+
+func (s *Server) forgetAll() {
+	clear(s.prepared)
+	s.newest, s.oldest = nil, nil
+}
+
+func (s *Server) pushNewest(p *prepared) {
+	p.newer, p.older = nil, s.newest
+	if s.newest != nil {
+		s.newest.newer = p
+	} else {
+		s.oldest = p
+	}
+	s.newest = p
+}
+
+func (s *Server) unlink(p *prepared) {
+	if p.newer != nil {
+		p.newer.older = p.older
+	} else {
+		s.newest = p.older
+	}
+	if p.older != nil {
+		p.older.newer = p.newer
+	} else {
+		s.oldest = p.newer
+	}
+	p.newer, p.older = nil, nil
+}

@@ -1,0 +1,153 @@
+// Package session says what each message of the protocol means for one client and for the server that is linked to it. It is a
+// pure state machine: bytes and links go in, decisions come out (pass these bytes, drop those, send this instead, a server is
+// needed, the server may go back). It never touches a socket, a clock, a lock or a goroutine, so that a driver of any kind can
+// own those, and so that a test can play every order of events. It owns law 7 for the protocol: a server goes back only at
+// ReadyForQuery 'I' with no reply outstanding, and any doubt closes it. See docs/decisions/0002-pooler-session-machine.md.
+package session
+
+import (
+	"pitr/internal/pgwire"
+)
+
+// Options are what all sessions of one kind have in common. They must not change while a session uses them.
+type Options struct {
+	Transaction     bool // the server goes back at the end of each transaction; otherwise with the client
+	PreparedMax     int  // named statements kept on a server in transaction mode; zero: their names pass unchanged
+	StatementLenMax int  // bytes of a named Parse, and of an unnamed one that can be repeated on another server
+	StatementsMax   int  // named statements of one client
+	PipelineMax     int  // replies of a server that may be outstanding
+}
+
+// Session is the machine for one client. The zero value is not usable; see New. It is not safe for concurrent use.
+type Session struct {
+	options *Options
+	params  *Params // the settings that the client's server must have
+
+	server  *Server // nil while no server is linked
+	link    uint64  // counts links, so that what was sent over an earlier one is known to be gone
+	replies replies // what the linked server still owes
+	status  byte    // transaction state of the last ReadyForQuery
+	batch   bool    // extended messages were sent that no Sync has followed yet
+	skip    bool    // the server ignores everything until the next Sync
+	copyIn  bool    // the server reads CopyData, and ignores Sync
+	ignored bool    // it has ignored a Sync in this way, or seems to
+	doubt   bool    // the server must not be used again
+	fatal   bool    // the client was told by the server that the connection ends
+
+	fromClient dialogue
+	fromServer dialogue
+	words      words // of the client's current Query or Parse
+
+	names    map[string]*statement // named statements of the client
+	unnamed  unnamed
+	own      []byte // replies that the machine itself gives, for TakeReplies
+	flushed  bool   // a Flush of ours was sent because the pipeline is full
+	counters Counters
+}
+
+// Counters count since the session began.
+type Counters struct {
+	Queries      uint64 // ReadyForQuery messages that the client got from a server
+	Transactions uint64 // those of them that ended a transaction
+}
+
+// dialogue is one direction's place in its current message.
+type dialogue struct {
+	body    pgwire.Scanner
+	swallow bool // the rest of the message is dropped
+	watched bool // its words are read
+}
+
+// New returns the machine of a client that has logged in and is owed nothing.
+func New(options *Options, params *Params) *Session {
+	return &Session{options: options, params: params, status: pgwire.Idle}
+}
+
+// Params returns the settings that the client has now: those it logged in with, and what it has changed of the reported ones.
+func (s *Session) Params() *Params { return s.params }
+
+// Counters returns what was counted so far.
+func (s *Session) Counters() Counters { return s.counters }
+
+// Linked returns the linked server, nil when there is none.
+func (s *Session) Linked() *Server { return s.server }
+
+// Link gives the session a server that nobody else uses and that is not dirty. When its settings are not the client's, the
+// statements that make them so are appended to out, before anything the client sends.
+func (s *Session) Link(server *Server, out *Output) {
+	if s.server != nil || server.dirty {
+		panic("session: link of a second or of a dirty server")
+	}
+	s.server = server
+	s.link++
+	s.status, s.doubt, s.ignored, s.flushed = pgwire.Idle, false, false, false
+	if server.params.key == s.params.key {
+		return
+	}
+	out.buffer(func(buf []byte) []byte { return pgwire.AppendQuery(buf, server.params.change(s.params)) })
+	server.params = s.params
+	s.replies.push(reply{kind: replyPrelude})
+}
+
+// CanRelease reports whether the server owes nothing, is owed nothing and has no transaction: whether it could go back now. In
+// session mode that is only of interest when the client has gone.
+func (s *Session) CanRelease() bool {
+	return s.server != nil && s.status == pgwire.Idle && s.replies.len() == 0 && !s.batch && !s.skip && !s.copyIn &&
+		(!s.fromClient.body.Inside() || s.fromClient.swallow) && !s.fromServer.body.Inside()
+}
+
+// Due reports whether the server goes back now, by itself.
+func (s *Session) Due() bool { return s.options.Transaction && s.CanRelease() }
+
+// Condition says what has to happen to a server before anybody else may have it.
+type Condition uint8
+
+// The conditions of a server.
+const (
+	Clean  Condition = iota // nothing
+	Dirty                   // Server.AppendClean has to be sent, and its answer checked
+	Broken                  // it is closed
+)
+
+// Unlink takes the server away, in whatever state the session is, and says in which condition it is.
+func (s *Session) Unlink() Condition {
+	server, clean := s.server, s.CanRelease()
+	if server == nil {
+		panic("session: unlink without a link")
+	}
+	s.server = nil
+	s.batch, s.skip, s.copyIn = false, false, false
+	if s.doubt || !clean {
+		s.replies.clear()
+		return Broken
+	}
+	if server.dirty || !s.options.Transaction {
+		server.dirty = true
+		return Dirty
+	}
+	return Clean
+}
+
+// Idle reports whether the client is between two transactions: it waits for nothing and has not begun to ask.
+func (s *Session) Idle() bool {
+	return !s.fromClient.body.Inside() && (s.server == nil || s.CanRelease())
+}
+
+// InReply reports whether the client has got only a part of a server's message, so that nothing else can be told to it.
+func (s *Session) InReply() bool { return s.fromServer.body.Inside() && !s.fromServer.swallow }
+
+// ToldFatal reports whether the client has got a FATAL error of the server, so that another would be one too many.
+func (s *Session) ToldFatal() bool { return s.fatal }
+
+// Outstanding reports whether the linked server works for the client or holds its transaction, so that a cancel makes sense.
+func (s *Session) Outstanding() bool { return s.server != nil && !s.CanRelease() }
+
+// HasReplies reports whether TakeReplies has anything.
+func (s *Session) HasReplies() bool { return s.own != nil }
+
+// TakeReplies returns what the machine has to say to the client by itself, nil when nothing. The caller owns it.
+func (s *Session) TakeReplies() []byte {
+	out := s.own
+	s.own = nil
+	return out
+}

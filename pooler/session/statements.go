@@ -1,0 +1,304 @@
+package session
+
+import (
+	"bytes"
+
+	"pitr/internal/pgwire"
+)
+
+// statement is a named statement of a client.
+type statement struct {
+	name  string // the client's
+	tail  string // text and parameter types, as Parse has them after the name
+	hints hint
+}
+
+// unnamed is the client's unnamed statement. It is remembered so that it can be parsed again on another server, which is also
+// what keeps a client from binding the unnamed statement that somebody else has left there.
+type unnamed struct {
+	known  bool
+	tail   []byte // nil when it was too long to be remembered
+	hints  hint
+	link   uint64 // the link over which it was sent last
+	serial uint32 // counts them
+}
+
+// nameLenMax bounds the names of statements and portals. Postgres tells names apart by NAMEDATALEN (64) bytes
+// (src/include/pg_config_manual.h).
+const nameLenMax = 1023
+
+// noStatement is a name that no server has. Binding it makes the server answer as it does for any statement that does not exist.
+const noStatement = namePrefix + "none"
+
+// closeLocally answers Close where the server does not have what is closed, or keeps it for others. done is false when the
+// message has to go to a server.
+func (s *Session) closeLocally(m message) (used int, step Step, done bool) {
+	if !s.options.Transaction {
+		return 0, Step{}, false
+	}
+	if !m.whole() {
+		return 0, Step{Want: pgwire.HeaderLen + m.Body}, true
+	}
+	body := m.body()
+	name, ok := namedObject(body)
+	if !ok {
+		return 0, s.fail(0, "08P01", "invalid CLOSE message", ""), true
+	}
+	passThrough := s.options.PreparedMax == 0
+	switch {
+	case s.server != nil && (body[0] != 'S' || len(name) == 0 || passThrough):
+		return 0, Step{}, false
+	case body[0] == 'S' && len(name) == 0:
+		s.unnamed.known = false
+	case body[0] == 'S':
+		s.dropName(string(name))
+	}
+	s.ourReply(replyOurClose, nil)
+	return s.swallow(m), Step{}, true
+}
+
+// ourReply answers by itself, in the place where the server's answer would have come.
+func (s *Session) ourReply(kind replyKind, statement *statement) {
+	if s.replies.len() == 0 && !s.fromServer.body.Inside() {
+		s.own = pgwire.AppendEmpty(s.own, ourReplyType(kind))
+		return
+	}
+	s.replies.push(reply{kind: kind, statement: statement})
+}
+
+func ourReplyType(kind replyKind) byte {
+	if kind == replyOurParse {
+		return pgwire.ParseComplete
+	}
+	return pgwire.CloseComplete
+}
+
+func (s *Session) dropName(name string) {
+	delete(s.names, name)
+}
+
+// namedObject reads the body of Describe and Close: one byte of kind and a name.
+func namedObject(body []byte) (name []byte, ok bool) {
+	if len(body) < 2 || body[len(body)-1] != 0 {
+		return nil, false
+	}
+	name = body[1 : len(body)-1]
+	return name, bytes.IndexByte(name, 0) < 0
+}
+
+// statementMessage decides about Parse, Bind, Describe and Close in transaction mode, where a linked server can take them.
+func (s *Session) statementMessage(m message) (int, Step) {
+	switch m.Type {
+	case pgwire.Parse:
+		return s.parse(m)
+	case pgwire.Bind:
+		return s.bind(m)
+	case pgwire.Describe:
+		return s.describe(m)
+	}
+	if body := m.body(); body[0] == 'S' && len(body) == 2 {
+		s.unnamed.known = false
+	}
+	s.owes(replyClose)
+	return s.pass(m), Step{}
+}
+
+// parse passes an unnamed statement, and gives a named one the name that it has on this server.
+func (s *Session) parse(m message) (int, Step) {
+	if len(m.body()) == 0 && m.Body > 0 {
+		return 0, Step{Want: pgwire.HeaderLen + 1}
+	}
+	isUnnamed := m.Body == 0 || m.body()[0] == 0
+	if !isUnnamed && s.options.PreparedMax == 0 {
+		s.server.dirty = true // the name would be seen by the next client
+		s.owes(replyParse)
+		return s.pass(m), Step{}
+	}
+	if m.Body > s.options.StatementLenMax {
+		if isUnnamed {
+			return s.parseUnnamed(m), Step{}
+		}
+		return 0, s.fail(0, "54000", "the text of a prepared statement is too long for transaction pooling", "raise pooler.prepared_statement_size_max")
+	}
+	if !m.whole() {
+		return 0, Step{Want: pgwire.HeaderLen + m.Body}
+	}
+	if isUnnamed {
+		return s.parseUnnamed(m), Step{}
+	}
+	name, tail, found := bytes.Cut(m.body(), []byte{0})
+	end := bytes.IndexByte(tail, 0)
+	if !found || end < 0 || len(name) > nameLenMax {
+		return 0, s.fail(0, "08P01", "invalid PARSE message", "")
+	}
+	return s.parseNamed(m, string(name), string(tail), tail[:end])
+}
+
+func (s *Session) parseUnnamed(m message) int {
+	s.unnamed.serial++
+	s.unnamed.known, s.unnamed.link, s.unnamed.tail = true, s.link, s.unnamed.tail[:0]
+	s.words.reset()
+	s.batch = true
+	s.replies.push(reply{kind: replyParse, serial: s.unnamed.serial})
+	if m.Body > s.options.StatementLenMax || m.Body == 0 {
+		s.unnamed.tail = nil
+		used := s.pass(m)
+		s.watch()
+		return used
+	}
+	tail := m.body()[1:]
+	s.unnamed.tail = append(s.unnamed.tail, tail...)
+	s.words.scan(tail)
+	s.unnamed.hints = s.words.end()
+	s.heed(s.unnamed.hints)
+	return s.pass(m)
+}
+
+func (s *Session) parseNamed(m message, name, tail string, text []byte) (int, Step) {
+	if old := s.names[name]; old != nil {
+		// Postgres refuses the second statement of a name. Asked for a name that it has, the server does so in the right place.
+		p := s.ensure(old, m.out)
+		s.sendParse(m.out, p.name, tail, reply{kind: replyParse})
+		return s.consume(m), Step{}
+	}
+	if len(s.names) >= s.options.StatementsMax {
+		return 0, s.fail(0, "53400", "the client has too many prepared statements", "raise pooler.max_client_prepared_statements")
+	}
+	s.words.reset()
+	s.words.scan(text)
+	st := &statement{name: name, tail: tail, hints: s.words.end()}
+	if s.names == nil {
+		s.names = map[string]*statement{}
+	}
+	s.names[name] = st
+	if p := s.server.find(tail); p != nil {
+		p.batch = s.link
+		s.ourReply(replyOurParse, st)
+	} else {
+		p = s.makeRoom(m.out).add(tail, st.hints)
+		p.batch = s.link
+		s.sendParse(m.out, p.name, tail, reply{kind: replyParse, statement: st})
+	}
+	return s.consume(m), Step{}
+}
+
+// consume drops a message that has arrived as a whole and has been answered or replaced.
+func (s *Session) consume(m message) int {
+	return pgwire.HeaderLen + m.Body
+}
+
+func (s *Session) sendParse(out *Output, name, tail string, owed reply) {
+	s.batch = true
+	s.replies.push(owed)
+	out.buffer(func(buf []byte) []byte { return pgwire.AppendParse(buf, name, tail) })
+}
+
+// ensure returns the client's statement on the server, and sends it there first if it is not.
+func (s *Session) ensure(st *statement, out *Output) *prepared {
+	p := s.server.find(st.tail)
+	if p == nil {
+		p = s.makeRoom(out).add(st.tail, st.hints)
+		s.sendParse(out, p.name, st.tail, reply{kind: replyParse, swallow: true, statement: st})
+	}
+	p.batch = s.link
+	return p
+}
+
+// makeRoom closes the least recently used statement if the server has as many as it may. One that this client has used over the
+// present link is spared, since a portal of the same batch may depend on it; the server then has more for a while.
+func (s *Session) makeRoom(out *Output) *Server {
+	victim := s.server.oldest
+	if len(s.server.prepared) >= s.options.PreparedMax && victim != nil && victim.batch != s.link {
+		s.server.forget(victim.tail)
+		s.batch = true
+		s.replies.push(reply{kind: replyClose, swallow: true})
+		out.buffer(func(buf []byte) []byte { return pgwire.AppendNamed(buf, pgwire.Close, victim.name) })
+	}
+	return s.server
+}
+
+// bind gives the statement the name that it has on this server. Only the two names at the beginning of the body have to be here.
+func (s *Session) bind(m message) (int, Step) {
+	portal, rest, found := bytes.Cut(m.body(), []byte{0})
+	name, _, foundName := bytes.Cut(rest, []byte{0})
+	if !found || !foundName {
+		if m.whole() || len(m.body()) > 2*(nameLenMax+1) {
+			return 0, s.fail(0, "08P01", "invalid BIND message", "")
+		}
+		return 0, Step{Want: min(pgwire.HeaderLen+m.Body, m.seen()+1)}
+	}
+	to, step, rewrite := s.statementName(name, m.out)
+	if step.Verdict == Fail {
+		return 0, step
+	}
+	s.owes(replyBind)
+	if !rewrite {
+		return s.pass(m), Step{}
+	}
+	used := pgwire.HeaderLen + len(portal) + 1 + len(name) + 1
+	m.out.buffer(func(buf []byte) []byte {
+		buf = pgwire.AppendHeader(buf, pgwire.Bind, m.Body-len(name)+len(to))
+		buf = append(append(buf, portal...), 0)
+		return append(append(buf, to...), 0)
+	})
+	s.fromClient = dialogue{body: s.fromClient.body}
+	s.fromClient.body.Open(m.Body - (used - pgwire.HeaderLen))
+	return used, Step{}
+}
+
+// seen is how many bytes of the message have arrived.
+func (m *message) seen() int { return pgwire.HeaderLen + len(m.body()) }
+
+func (s *Session) describe(m message) (int, Step) {
+	if !m.whole() {
+		return 0, Step{Want: pgwire.HeaderLen + m.Body}
+	}
+	name, ok := namedObject(m.body())
+	if !ok {
+		return 0, s.fail(0, "08P01", "invalid DESCRIBE message", "")
+	}
+	to, rewrite := "", false
+	if m.body()[0] == 'S' {
+		to, _, rewrite = s.statementName(name, m.out)
+	}
+	s.owes(replyDescribe)
+	if !rewrite {
+		return s.pass(m), Step{}
+	}
+	m.out.buffer(func(buf []byte) []byte { return pgwire.AppendNamed(buf, pgwire.Describe, to) })
+	return s.consume(m), Step{}
+}
+
+// statementName says under which name the server has the client's statement, and sends it there if need be.
+func (s *Session) statementName(name []byte, out *Output) (to string, step Step, rewrite bool) {
+	if len(name) == 0 {
+		return s.unnamedName(out)
+	}
+	if s.options.PreparedMax == 0 {
+		return "", Step{}, false
+	}
+	st := s.names[string(name)]
+	if st == nil {
+		if bytes.HasPrefix(name, []byte(namePrefix)) {
+			return noStatement, Step{}, true // it must not reach a statement of ours
+		}
+		return "", Step{}, false // the server has none of this name, or one that PREPARE made, and says so itself
+	}
+	p := s.ensure(st, out)
+	s.heed(p.hints)
+	return p.name, Step{}, true
+}
+
+func (s *Session) unnamedName(out *Output) (to string, step Step, rewrite bool) {
+	u := &s.unnamed
+	if u.known && u.link == s.link {
+		return "", Step{}, false
+	}
+	if !u.known || u.tail == nil {
+		return noStatement, Step{}, true
+	}
+	u.link = s.link
+	s.sendParse(out, "", string(u.tail), reply{kind: replyParse, swallow: true, serial: u.serial})
+	s.heed(u.hints)
+	return "", Step{}, false
+}
