@@ -37,14 +37,34 @@ func (i *Install) InitDB(ctx context.Context, opt InitOptions) error {
 	if opt.Password == "" {
 		args = append(args, "--auth=trust")
 	} else {
-		args = append(args, "--auth=scram-sha-256", "--pwfile=/dev/stdin")
+		file, err := i.passwordFile(opt.Password)
+		if err != nil {
+			return fmt.Errorf("initdb: %w", err)
+		}
+		defer os.Remove(file)
+		args = append(args, "--auth=scram-sha-256", "--pwfile="+file)
 	}
-	cmd := i.Command(ctx, "initdb", args...)
-	cmd.Stdin = strings.NewReader(opt.Password + "\n")
-	if out, err := cmd.CombinedOutput(); err != nil {
+	if out, err := i.Command(ctx, "initdb", args...).CombinedOutput(); err != nil {
 		return fmt.Errorf("initdb %s: %w: %s", opt.Dir, err, lastLines(out, 5))
 	}
 	return nil
+}
+
+// passwordFile holds the password for initdb, readable by nobody else.
+func (i *Install) passwordFile(password string) (string, error) {
+	file, err := os.CreateTemp("", "pitr-initdb-")
+	if err != nil {
+		return "", err
+	}
+	_, err = file.WriteString(password + "\n")
+	err = errors.Join(err, file.Close())
+	if err == nil {
+		err = i.Own(file.Name())
+	}
+	if err != nil {
+		return "", errors.Join(err, os.Remove(file.Name()))
+	}
+	return file.Name(), nil
 }
 
 // Server is a running Postgres.
@@ -84,6 +104,7 @@ func (i *Install) StartChild(ctx context.Context, opt StartOptions) (*Server, er
 	// The process outlives ctx on purpose: it is stopped in order, by Stop, and never killed by a cancelled context.
 	cmd := i.Command(context.WithoutCancel(ctx), "postgres", opt.args()...)
 	cmd.Stdout, cmd.Stderr = log, log
+	cmd.SysProcAttr.Pdeathsig = syscall.SIGINT // a fast shutdown, should we be killed
 	if err := cmd.Start(); err != nil {
 		return nil, fmt.Errorf("start Postgres: %w", err)
 	}
