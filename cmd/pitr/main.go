@@ -50,6 +50,9 @@ type exitError struct{ code int }
 
 func (e *exitError) Error() string { return fmt.Sprintf("exit status %d", e.code) }
 
+// errInterrupted is all that is said after Ctrl-C or SIGTERM.
+var errInterrupted = errors.New("interrupted")
+
 func main() {
 	if slices.Contains(os.Args, "fetch") {
 		// A panic would exit with 2, which Postgres takes for the end of the archive; with this it ends by a signal, which it does not.
@@ -57,6 +60,10 @@ func main() {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	cmd, err := newRoot().ExecuteContextC(ctx)
+	var exit *exitError
+	if err != nil && ctx.Err() != nil && !errors.As(err, &exit) {
+		err = errInterrupted // what failed, failed because of it
+	}
 	stop()
 	code := report(err)
 	if code != exitOK && code != exitFetchAbsent && strings.HasPrefix(cmd.CommandPath(), "pitr wal") {
@@ -89,9 +96,6 @@ func report(err error) int {
 	case errors.As(err, &unreachable):
 		printError(err)
 		return exitUnreachable
-	case errors.Is(err, context.Canceled):
-		printError(errors.New("interrupted"))
-		return exitFailed
 	default:
 		printError(err)
 		return exitFailed

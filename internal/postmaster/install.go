@@ -16,6 +16,7 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+	"time"
 )
 
 // BinEnv names the variable that says in which directory the binaries are.
@@ -151,6 +152,9 @@ func (i *Install) Owner() (uid, gid int) {
 // Path is the full name of one of the binaries.
 func (i *Install) Path(name string) string { return filepath.Join(i.Bin, name) }
 
+// termGrace is how long a command may take to end itself after its context was cancelled, before it is killed.
+const termGrace = 10 * time.Second
+
 // Command prepares one of the binaries, or any program when name is a path, to run as the user that runs Postgres and in a
 // process group of its own, so that a Ctrl-C at the terminal reaches only pitr, which then stops it in order.
 func (i *Install) Command(ctx context.Context, name string, args ...string) *exec.Cmd {
@@ -159,6 +163,8 @@ func (i *Install) Command(ctx context.Context, name string, args ...string) *exe
 	}
 	cmd := exec.CommandContext(ctx, name, args...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Credential: i.credential}
+	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
+	cmd.WaitDelay = termGrace
 	cmd.Env = os.Environ()
 	if i.credential != nil {
 		cmd.Env = append(cmd.Env, "HOME="+i.home, "USER="+serverUser)

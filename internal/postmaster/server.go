@@ -136,8 +136,21 @@ func (i *Install) StartDetached(ctx context.Context, opt StartOptions) (*Server,
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return nil, fmt.Errorf("start Postgres in %s: %w: %s", opt.Dir, err, lastLines(out, 5))
 	}
-	return &Server{Dir: opt.Dir, Port: opt.Port, install: i}, nil
+	s := &Server{Dir: opt.Dir, Port: opt.Port, install: i}
+	s.waitPidFile()
+	return s, nil
 }
+
+// waitPidFile gives a server that was just started the time to say who it is, so that whoever wants to stop it finds it. A server
+// that fails at once never says so; the caller sees that by its status.
+func (s *Server) waitPidFile() {
+	for begin := time.Now(); s.Pid() == 0 && time.Since(begin) < pidFileGrace; {
+		time.Sleep(statusPoll)
+	}
+}
+
+// pidFileGrace bounds that wait; Postgres writes the file within milliseconds.
+const pidFileGrace = 2 * time.Second
 
 func (i *Install) openLog(name string) (*os.File, error) {
 	log, err := os.OpenFile(name, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o640)
