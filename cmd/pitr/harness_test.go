@@ -31,6 +31,7 @@ var buildBinaries = sync.OnceValues(func() (binaries, error) {
 	if err != nil {
 		return binaries{}, err
 	}
+	builtIn = dir
 	b := binaries{dir: dir, raced: filepath.Join(dir, "pitr-raced"), plain: filepath.Join(dir, "pitr")}
 	for _, args := range [][]string{{"build", "-race", "-o", b.raced, "."}, {"build", "-o", b.plain, "."}} {
 		if out, err := exec.Command("go", args...).CombinedOutput(); err != nil {
@@ -40,14 +41,8 @@ var buildBinaries = sync.OnceValues(func() (binaries, error) {
 	return b, os.Chmod(dir, 0o755)
 })
 
-// removeBinaries is for TestMain.
-func removeBinaries() error {
-	b, err := buildBinaries()
-	if err != nil {
-		return err
-	}
-	return os.RemoveAll(b.dir)
-}
+// builtIn is where the binaries are; empty when no test has needed them. TestMain removes it.
+var builtIn string
 
 // harness is a Postgres with pitr around it: real processes that can really be killed.
 type harness struct {

@@ -7,25 +7,18 @@ import (
 	"os"
 	"testing"
 
-	"github.com/rogpeppe/go-internal/testscript"
-
 	"pitr/internal/repo"
 )
 
 func TestMain(m *testing.M) {
-	testscript.Main(cleaning{m}, map[string]func(){"pitr": main})
-}
-
-// cleaning removes the built binaries when the tests are done.
-type cleaning struct{ m *testing.M }
-
-func (c cleaning) Run() int {
-	code := c.m.Run()
-	if err := removeBinaries(); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
+	code := m.Run()
+	if builtIn != "" {
+		if err := os.RemoveAll(builtIn); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			code = 1
+		}
 	}
-	return code
+	os.Exit(code)
 }
 
 // backupOf returns the first backup in the repository.
