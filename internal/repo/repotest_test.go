@@ -3,6 +3,8 @@ package repo
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
+	"hash/crc32"
 	"iter"
 	"testing"
 	"time"
@@ -126,4 +128,8 @@ func equal(t testing.TB, what string, got, want []byte) {
 	if !bytes.Equal(got, want) {
 		t.Errorf("%s: got %d bytes that differ from the %d that were written", what, len(got), len(want))
 	}
+}
+
+func checksum(b []byte) []byte {
+	return binary.LittleEndian.AppendUint32(nil, crc32.Checksum(b, castagnoli))
 }
