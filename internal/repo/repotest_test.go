@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/binary"
 	"hash/crc32"
+	"io"
 	"iter"
 	"testing"
 	"time"
@@ -132,4 +133,16 @@ func equal(t testing.TB, what string, got, want []byte) {
 
 func checksum(b []byte) []byte {
 	return binary.LittleEndian.AppendUint32(nil, crc32.Checksum(b, castagnoli))
+}
+
+// failing answers every request for reading with an error.
+type failing struct {
+	store.Store
+	err error
+}
+
+func (f failing) Get(context.Context, string, int64, int64) (io.ReadCloser, error) { return nil, f.err }
+
+func (f failing) List(context.Context, string, string) iter.Seq2[store.Object, error] {
+	return func(yield func(store.Object, error) bool) { yield(store.Object{}, f.err) }
 }
