@@ -37,11 +37,12 @@ func (r *Repo) DeletePart(ctx context.Context, size pg.SegmentSize, p Part) erro
 	return r.store.Delete(ctx, r.prefix+partKey(p, size))
 }
 
-// DeleteSegment removes a segment and its index.
+// DeleteSegment removes a segment and its index: the index first, since nobody would look for one whose segment has gone.
 func (r *Repo) DeleteSegment(ctx context.Context, size pg.SegmentSize, segment pg.Segment) error {
-	return errors.Join(
-		r.store.Delete(ctx, r.prefix+segmentKey(segment, size)),
-		r.store.Delete(ctx, r.prefix+indexKey(segment, size)))
+	if err := r.store.Delete(ctx, r.prefix+indexKey(segment, size)); err != nil {
+		return fmt.Errorf("delete %s: %w", indexKey(segment, size), err)
+	}
+	return r.store.Delete(ctx, r.prefix+segmentKey(segment, size))
 }
 
 // Inventory is what WAL of one timeline the repository holds, by names alone.
