@@ -54,12 +54,25 @@ func (e Expiry) CarryOut(ctx context.Context, r *repo.Repo, now time.Time) (remo
 	if err != nil {
 		return 0, err
 	}
+	// A backup may refer to packs of an earlier one: those stay as long as it does.
+	needed := map[string]bool{}
+	for _, b := range e.Keep {
+		for _, pack := range b.Packs {
+			needed[pack.Key] = true
+		}
+	}
+	for id := range packs {
+		packs[id] = slices.DeleteFunc(packs[id], func(pack repo.Pack) bool { return needed[pack.Key] })
+		if len(packs[id]) == 0 {
+			delete(packs, id)
+		}
+	}
 	for _, b := range e.Expire {
 		if err := r.DeleteBackup(ctx, b.ID, packs[b.ID]); err != nil {
 			return removed, err
 		}
+		removed += 1 + len(packs[b.ID])
 		delete(packs, b.ID)
-		removed += 1 + len(b.Packs)
 	}
 	for _, b := range e.Keep {
 		delete(packs, b.ID)
@@ -81,7 +94,7 @@ func (e Expiry) CarryOut(ctx context.Context, r *repo.Repo, now time.Time) (remo
 	return removed + n, err
 }
 
-// expireWAL removes whole segments, their indexes and stray parts before a position, on every timeline.
+// expireWAL removes whole segments, their indexes, stray parts and idle clocks before a position, on every timeline.
 func expireWAL(ctx context.Context, r *repo.Repo, before pg.LSN) (removed int, err error) {
 	cluster, err := r.Cluster(ctx)
 	if err != nil {
@@ -97,7 +110,10 @@ func expireWAL(ctx context.Context, r *repo.Repo, before pg.LSN) (removed int, e
 			return removed, err
 		}
 		n, err := expireInventory(ctx, r, inv, before)
-		removed += n
+		if removed += n; err == nil {
+			n, err = expireClocks(ctx, r, tli, before)
+			removed += n
+		}
 		if err != nil {
 			return removed, fmt.Errorf("expire WAL of timeline %d: %w", tli, err)
 		}
@@ -126,6 +142,23 @@ func expireInventory(ctx context.Context, r *repo.Repo, inv *repo.Inventory, bef
 			}
 			removed++
 		}
+	}
+	return removed, nil
+}
+
+func expireClocks(ctx context.Context, r *repo.Repo, tli pg.Timeline, before pg.LSN) (removed int, err error) {
+	clocks, err := r.Clocks(ctx, tli)
+	if err != nil {
+		return 0, err
+	}
+	for _, clock := range clocks {
+		if clock.LSN >= before {
+			break
+		}
+		if err := r.DeleteClock(ctx, tli, clock); err != nil {
+			return removed, err
+		}
+		removed++
 	}
 	return removed, nil
 }

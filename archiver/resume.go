@@ -2,6 +2,7 @@ package archiver
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 
@@ -60,6 +61,8 @@ func (s *session) leftAt(tli pg.Timeline) (pg.LSN, bool) {
 	return 0, false
 }
 
+var errSlotEmpty = errors.New("keeps no WAL: it was invalidated, or it is no physical slot; drop it and start the archiver again")
+
 // slotStart is the start of the segment from which the slot keeps WAL.
 func (s *session) slotStart(ctx context.Context) (position, error) {
 	conn, err := replication.Connect(ctx, replication.ConnectOptions{DSN: s.opt.DSN, ApplicationName: s.opt.Slot})
@@ -74,7 +77,7 @@ func (s *session) slotStart(ctx context.Context) (position, error) {
 		return position{}, fmt.Errorf("slot %s: %w", s.opt.Slot, err)
 	}
 	if len(rows) != 1 || rows[0][0] == "" {
-		return position{}, fmt.Errorf("slot %s keeps no WAL: it was invalidated, or it is no physical slot; drop it and start the archiver again", s.opt.Slot)
+		return position{}, fmt.Errorf("slot %s %w", s.opt.Slot, errSlotEmpty)
 	}
 	restart, err := pg.ParseLSN(rows[0][0])
 	if err != nil {
@@ -88,14 +91,32 @@ func (s *session) slotStart(ctx context.Context) (position, error) {
 // and a base backup is wanted at once so that a new recovery window begins.
 func (s *session) skipGap(ctx context.Context, at position, cause error) (position, error) {
 	next, err := s.slotStart(ctx)
+	if errors.Is(err, errSlotEmpty) || err == nil && next.LSN <= at.LSN {
+		// The slot was invalidated, or stands where there is nothing any more: one that reserves what there is takes its place.
+		if next, err = s.renewSlot(ctx); err == nil && next.LSN <= at.LSN {
+			err = cause
+		}
+	}
 	if err != nil {
 		return position{}, err
-	}
-	if next.LSN <= at.LSN {
-		return position{}, cause
 	}
 	s.archiver.counts.gaps.Add(1)
 	s.log.Error("WAL is lost: the server has removed it before it was archived", "timeline", at.Timeline, "from", at.LSN, "to", next.LSN, "error", cause)
 	s.archiver.wantBackup("gap in the archive")
 	return next, nil
+}
+
+func (s *session) renewSlot(ctx context.Context) (position, error) {
+	if s.conn == nil {
+		if err := s.login(ctx); err != nil {
+			return position{}, err
+		}
+	}
+	if err := s.conn.DropSlot(ctx, s.opt.Slot); err != nil {
+		return position{}, err
+	}
+	if err := s.conn.CreateSlot(ctx, s.opt.Slot); err != nil {
+		return position{}, err
+	}
+	return s.slotStart(ctx)
 }

@@ -126,7 +126,12 @@ func (s *session) follow(ctx context.Context, at position) (position, error) {
 	}
 	s.log.Info("streaming", "timeline", at.Timeline, "from", at.LSN, "slot", s.opt.Slot)
 	end, err := s.run(ctx, stream, recv)
-	if err := errors.Join(err, closeStream(stream)); err != nil {
+	err = errors.Join(err, closeStream(stream))
+	if replication.WALRemoved(err) {
+		// Postgres looks for the file only after it has agreed to stream.
+		return s.skipGap(ctx, position{at.Timeline, recv.queue.positions().Stored}, err)
+	}
+	if err != nil {
 		return position{}, err
 	}
 	return s.nextTimeline(ctx, end)
@@ -176,6 +181,7 @@ func (s *session) run(ctx context.Context, stream *replication.Stream, recv *rec
 	var uploadErr error
 	tasks.Go(func() {
 		if uploadErr = up.run(storing, q); uploadErr != nil {
+			stopStoring() // the receiver may be waiting for room in a queue that nobody empties any more
 			stream.Interrupt()
 		}
 	})

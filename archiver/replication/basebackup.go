@@ -279,14 +279,25 @@ func (r *archiveReader) advance() error {
 	}
 }
 
-// readStop reads the result set behind the data; its description has been read already.
+// readStop reads the result set behind the data, whose description has been read already, and the server's verdict.
 func (b *BaseBackup) readStop() error {
 	rows, err := b.resultSet()
 	if err != nil {
 		return fmt.Errorf("base backup: stop position: %w", err)
 	}
-	if b.Stop, _, err = parsePosition(rows); err != nil {
+	stop, _, err := parsePosition(rows)
+	if err != nil {
 		return fmt.Errorf("base backup: stop position: %w", err)
 	}
-	return nil
+	// Only now does the server say whether what it has sent was sound: "checksum verification failure during base backup".
+	for {
+		message, err := b.receive()
+		if err != nil {
+			return fmt.Errorf("base backup: the server ended it with: %w", err)
+		}
+		if _, isReady := message.(*pgproto3.ReadyForQuery); isReady {
+			b.Stop = stop
+			return nil
+		}
+	}
 }

@@ -158,6 +158,12 @@ func (c *Conn) CreateSlot(ctx context.Context, name string) error {
 	return err
 }
 
+// DropSlot removes a slot, after whoever uses it has gone.
+func (c *Conn) DropSlot(ctx context.Context, name string) error {
+	_, err := c.Query(ctx, fmt.Sprintf("DROP_REPLICATION_SLOT %s WAIT", name))
+	return err
+}
+
 // WALRemoved reports whether an error says that the server has no longer the WAL that was asked for: WalSndSegmentOpen in
 // src/backend/replication/walsender.c, ERRCODE_UNDEFINED_FILE; or that the slot was invalidated.
 func WALRemoved(err error) bool {

@@ -31,7 +31,7 @@ func NewCompressor(setting string) (*Compressor, error) {
 	if !known {
 		return nil, fmt.Errorf("compression %q is unknown", setting)
 	}
-	encoder, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(level), zstd.WithEncoderCRC(false), zstd.WithZeroFrames(true))
+	encoder, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(level), zstd.WithEncoderCRC(true), zstd.WithZeroFrames(true))
 	if err != nil {
 		return nil, fmt.Errorf("compression %q: %w", setting, err)
 	}

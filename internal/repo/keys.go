@@ -55,7 +55,7 @@ func manifestKey(backup string) string { return backupsDir + backup + manifestNa
 // parseWALKey reads the key of a segment or a part; ok is false for what is neither.
 func parseWALKey(key string, size pg.SegmentSize) (segment pg.Segment, part *Part, ok bool) {
 	rest, found := strings.CutPrefix(key, walDir)
-	if !found || len(rest) < timelineChars+1 {
+	if !found || len(rest) < timelineChars+1 || rest[timelineChars] != '/' {
 		return pg.Segment{}, nil, false
 	}
 	name, partName, isPart := strings.Cut(rest[timelineChars+1:], partsSuffix+"/")

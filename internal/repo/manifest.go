@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"path/filepath"
 	"time"
 
 	"github.com/klauspost/compress/zstd"
@@ -151,8 +152,12 @@ func (w *ManifestWriter) Publish(ctx context.Context, b Backup) error {
 	return w.repo.put(ctx, manifestKey(b.ID), object, KindManifest)
 }
 
-// manifestSizeMax bounds a manifest's plain bytes: some 64 TiB of database.
-const manifestSizeMax = 16 << 30
+const (
+	// manifestSizeMax bounds a manifest's plain bytes: some 64 TiB of database.
+	manifestSizeMax = 16 << 30
+	// manifestLineMax bounds its first line, which lists the packs, some 60 bytes for each.
+	manifestLineMax = 128 << 20
+)
 
 // Manifest is a whole manifest in memory.
 type Manifest struct {
@@ -170,6 +175,10 @@ func (r *Repo) ReadManifest(ctx context.Context, id string) (*Manifest, error) {
 	lines := bufio.NewReaderSize(bytes.NewReader(content), 1<<20)
 	if err := decodeLine(lines, &m.Backup); err != nil {
 		return nil, fmt.Errorf("manifest of %s: %w: %w", id, ErrDamaged, err)
+	}
+	// Every entry is a line: a count that was not counted makes nothing large.
+	if lines := bytes.Count(content, []byte{'\n'}); m.Files < 0 || m.Files > lines {
+		return nil, fmt.Errorf("manifest of %s: %w: it says that it lists %d files, and has %d lines", id, ErrDamaged, m.Files, lines)
 	}
 	m.Entries = make([]File, m.Files)
 	for i := range m.Entries {
@@ -195,11 +204,14 @@ func decodeLine(lines *bufio.Reader, into any) error {
 // check holds the references of a manifest against its own tables.
 func (m *Manifest) check() error {
 	for _, f := range m.Entries {
-		if want := (f.Size + ExtentSize - 1) / ExtentSize; int64(len(f.Extents)) != want {
+		if !filepath.IsLocal(f.Path) {
+			return fmt.Errorf("manifest of %s: %w: %q is no name below the data directory", m.ID, ErrDamaged, f.Path)
+		}
+		if want := (f.Size + ExtentSize - 1) / ExtentSize; f.Size < 0 || int64(len(f.Extents)) != want {
 			return fmt.Errorf("manifest of %s: %w: %s has %d extents for %d bytes", m.ID, ErrDamaged, f.Path, len(f.Extents), f.Size)
 		}
 		for _, e := range f.Extents {
-			if e.Pack < 0 || e.Pack >= len(m.Packs) || e.Offset < headerSize || e.Length <= 0 || e.Offset+int64(e.Length) > m.Packs[e.Pack].Size {
+			if e.Pack < 0 || e.Pack >= len(m.Packs) || e.Offset < headerSize || e.Length <= 0 || int64(e.Length) > m.Packs[e.Pack].Size-e.Offset {
 				return fmt.Errorf("manifest of %s: %w: %s refers to bytes that no pack has", m.ID, ErrDamaged, f.Path)
 			}
 		}
@@ -207,7 +219,8 @@ func (m *Manifest) check() error {
 	return nil
 }
 
-// ReadBackup returns the first line of a manifest only.
+// ReadBackup returns the first line of a manifest only. The hash of the object says nothing about a part of it, so it is the checksum
+// of the line's frame that is compared.
 func (r *Repo) ReadBackup(ctx context.Context, id string) (b Backup, err error) {
 	body, _, err := r.stream(ctx, manifestKey(id), KindManifest)
 	if err != nil {
@@ -219,7 +232,7 @@ func (r *Repo) ReadBackup(ctx context.Context, id string) (b Backup, err error) 
 		return Backup{}, fmt.Errorf("manifest of %s: %w", id, err)
 	}
 	defer frames.Close()
-	if err := decodeLine(bufio.NewReader(io.LimitReader(frames, manifestSizeMax)), &b); err != nil {
+	if err := decodeLine(bufio.NewReader(io.LimitReader(frames, manifestLineMax)), &b); err != nil {
 		return Backup{}, fmt.Errorf("manifest of %s: %w: %w", id, ErrDamaged, err)
 	}
 	return b, nil

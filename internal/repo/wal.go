@@ -1,6 +1,7 @@
 package repo
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"errors"
@@ -36,11 +37,12 @@ func (r *Repo) DeletePart(ctx context.Context, size pg.SegmentSize, p Part) erro
 	return r.store.Delete(ctx, r.prefix+partKey(p, size))
 }
 
-// DeleteSegment removes a segment and its index.
+// DeleteSegment removes a segment and its index: the index first, since nobody would look for one whose segment has gone.
 func (r *Repo) DeleteSegment(ctx context.Context, size pg.SegmentSize, segment pg.Segment) error {
-	return errors.Join(
-		r.store.Delete(ctx, r.prefix+segmentKey(segment, size)),
-		r.store.Delete(ctx, r.prefix+indexKey(segment, size)))
+	if err := r.store.Delete(ctx, r.prefix+indexKey(segment, size)); err != nil {
+		return fmt.Errorf("delete %s: %w", indexKey(segment, size), err)
+	}
+	return r.store.Delete(ctx, r.prefix+segmentKey(segment, size))
 }
 
 // Inventory is what WAL of one timeline the repository holds, by names alone.
@@ -55,30 +57,73 @@ type Inventory struct {
 // Inventory lists the WAL of a timeline from the segment that holds from onwards.
 func (r *Repo) Inventory(ctx context.Context, tli pg.Timeline, size pg.SegmentSize, from pg.LSN) (*Inventory, error) {
 	inv := &Inventory{Timeline: tli, Size: size, Parts: map[uint64][]Part{}}
-	dir := walDir + tli.Hex() + "/"
 	after := ""
 	if from > 0 {
-		// A string between the segment before, with its parts, and this one: '~' sorts behind all that names contain.
-		after = r.prefix + dir + size.Segment(tli, from).Name(size)
-		after = after[:len(after)-1] + string(after[len(after)-1]-1) + "~"
+		after = keyBefore(size.Segment(tli, from), size)
+	}
+	if err := r.listWAL(ctx, inv, after); err != nil {
+		return nil, err
+	}
+	// An archiver that completes a segment while we list puts it under a name that we may have passed, and removes its parts before
+	// we come to them. By now it is there: a second look behind what is whole finds all that was there when the first began.
+	if runs := inv.Runs(); len(runs) > 0 {
+		after = keyBefore(size.Segment(tli, runs[0].End), size)
+	}
+	return inv, r.listWAL(ctx, inv, after)
+}
+
+// keyBefore is a string between the keys of the segment before, with its parts, and those of this one: '~' sorts behind all that names
+// contain.
+func keyBefore(segment pg.Segment, size pg.SegmentSize) string {
+	key := segmentKey(segment, size)
+	return key[:len(key)-1] + string(key[len(key)-1]-1) + "~"
+}
+
+// listWAL adds what lies behind a key to inv.
+func (r *Repo) listWAL(ctx context.Context, inv *Inventory, after string) error {
+	dir := walDir + inv.Timeline.Hex() + "/"
+	if after != "" {
+		after = r.prefix + after
 	}
 	for object, err := range r.store.List(ctx, r.prefix+dir, after) {
 		if err != nil {
-			return nil, fmt.Errorf("list %s: %w", dir, err)
+			return fmt.Errorf("list %s: %w", dir, err)
 		}
-		segment, part, ok := parseWALKey(object.Key[len(r.prefix):], size)
+		segment, part, ok := parseWALKey(object.Key[len(r.prefix):], inv.Size)
 		if !ok {
-			return nil, fmt.Errorf("list %s: %s is neither a segment nor a part: %w", dir, object.Key, ErrDamaged)
+			return fmt.Errorf("list %s: %s is neither a segment nor a part: %w", dir, object.Key, ErrDamaged)
 		}
-		inv.Bytes += object.Size
+		isNew := false
 		if part == nil {
-			inv.Segments = append(inv.Segments, segment.Number)
-			continue
+			isNew = inv.addSegment(segment.Number)
+		} else {
+			part.Size = object.Size
+			isNew = inv.addPart(segment.Number, *part)
 		}
-		part.Size = object.Size
-		inv.Parts[segment.Number] = append(inv.Parts[segment.Number], *part)
+		if isNew {
+			inv.Bytes += object.Size
+		}
 	}
-	return inv, nil
+	return nil
+}
+
+func (inv *Inventory) addSegment(number uint64) (isNew bool) {
+	i, found := slices.BinarySearch(inv.Segments, number)
+	if !found {
+		inv.Segments = slices.Insert(inv.Segments, i, number)
+	}
+	return !found
+}
+
+func (inv *Inventory) addPart(number uint64, part Part) (isNew bool) {
+	parts := inv.Parts[number]
+	i, found := slices.BinarySearchFunc(parts, part, func(a, b Part) int {
+		return cmp.Or(cmp.Compare(a.Start, b.Start), cmp.Compare(a.End, b.End))
+	})
+	if !found {
+		inv.Parts[number] = slices.Insert(parts, i, part)
+	}
+	return !found
 }
 
 // HasSegment reports whether the whole segment is there.
@@ -133,16 +178,17 @@ func (inv *Inventory) Last() pg.LSN {
 	return last
 }
 
-// chain picks parts that hold the bytes from a position on without a gap. Parts may overlap: an archiver that was killed leaves
-// some that the next one cut otherwise, with the same bytes.
+// chain picks parts that hold the bytes from a position on without a gap. They come in the order of their starts and may overlap: an
+// archiver that was killed leaves some that the next one cut otherwise, with the same bytes.
 func chain(parts []Part, from pg.LSN) []Part {
 	var picked []Part
 	for {
 		best := Part{End: from}
-		for _, part := range parts {
-			if part.Start <= from && part.End > best.End {
-				best = part
+		for len(parts) > 0 && parts[0].Start <= from {
+			if parts[0].End > best.End {
+				best = parts[0]
 			}
+			parts = parts[1:]
 		}
 		if best.End == from {
 			return picked
@@ -159,16 +205,23 @@ func (r *Repo) ReadSegment(ctx context.Context, size pg.SegmentSize, segment pg.
 	if !errors.Is(err, store.ErrNotExist) {
 		return content, err
 	}
-	content, err = r.readParts(ctx, size, segment)
-	if err == nil && len(content) > 0 {
+	content, partsErr := r.readParts(ctx, size, segment)
+	if partsErr == nil && len(content) > 0 {
 		return content, nil
 	}
-	if err != nil && !errors.Is(err, store.ErrNotExist) {
-		return nil, err
+	if partsErr != nil && !errors.Is(partsErr, store.ErrNotExist) && !errors.Is(partsErr, errNoFirstPart) {
+		return nil, partsErr
 	}
 	// Nothing, or a part that was listed has gone: the archiver may just have completed the segment and removed its parts.
-	return r.readWhole(ctx, size, segment)
+	content, err = r.readWhole(ctx, size, segment)
+	if partsErr != nil && errors.Is(err, store.ErrNotExist) {
+		// There are parts, so the archive does not end before this segment.
+		return nil, fmt.Errorf("get %s: %w: %s", segmentKey(segment, size), ErrDamaged, partsErr.Error())
+	}
+	return content, err
 }
+
+var errNoFirstPart = errors.New("there are parts, but not the one from the segment's start")
 
 func (r *Repo) readWhole(ctx context.Context, size pg.SegmentSize, segment pg.Segment) ([]byte, error) {
 	content, _, err := r.get(ctx, segmentKey(segment, size), KindSegment, int64(size))
@@ -185,7 +238,11 @@ func (r *Repo) readParts(ctx context.Context, size pg.SegmentSize, segment pg.Se
 	}
 	var content []byte
 	at := segment.Start(size)
-	for _, part := range chain(parts, at) {
+	picked := chain(parts, at)
+	if len(picked) == 0 && len(parts) > 0 {
+		return nil, errNoFirstPart
+	}
+	for _, part := range picked {
 		bytes, err := r.ReadPart(ctx, size, part)
 		if err != nil {
 			return nil, err
