@@ -210,6 +210,9 @@ func (c *client) handle(in []byte) (used, want int, goOn bool) {
 			goOn = c.acquire()
 		case session.Full:
 			goOn = c.waitDrained()
+		case session.Leave:
+			c.waitAnswered()
+			goOn = false
 		default:
 			c.end(step.Failure)
 			goOn = false
@@ -239,6 +242,16 @@ func (c *client) waitDrained() bool {
 		c.turn.Wait()
 	}
 	return !c.ended
+}
+
+// waitAnswered lets the server answer what the client has asked for before it said goodbye, as Postgres does, unless the client
+// does not even read the answers.
+func (c *client) waitAnswered() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for !c.ended && c.server != nil && c.machine.Owed() {
+		c.turn.Wait()
+	}
 }
 
 // acquire links a server.

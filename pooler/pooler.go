@@ -276,3 +276,9 @@ func (p *Pooler) stuck(before int64) []*client {
 	}
 	return stuck
 }
+
+// Close gives up a Pooler that was made and will not Run.
+func (p *Pooler) Close() {
+	p.closeListeners()
+	p.pools.Close()
+}

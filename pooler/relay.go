@@ -8,14 +8,14 @@ import (
 
 // FromServer implements pool.Owner: the server's goroutine passes what the server has sent on to the client. While the client does
 // not read, neither is the server read; client_write_timeout bounds that.
-func (c *client) FromServer(server *pool.Server, in []byte) (n int, ok bool) {
+func (c *client) FromServer(server *pool.Server, in []byte) (n int, err error) {
 	c.mu.Lock()
 	for c.speaking && c.server == server {
 		c.turn.Wait()
 	}
 	if c.server != server {
 		c.mu.Unlock()
-		return 0, false
+		return 0, pool.ErrUnasked
 	}
 	c.speaking, c.serving = true, true
 	c.toClient.Reset(in)
@@ -41,7 +41,10 @@ func (c *client) FromServer(server *pool.Server, in []byte) (n int, ok bool) {
 	c.turn.Broadcast()
 	c.settle()
 	c.handBackAndUnlock()
-	return n, failure == nil
+	if failure != nil {
+		return n, failure
+	}
+	return n, nil
 }
 
 // ServerLost implements pool.Owner. A client whose server has gone cannot go on: it does not know what became of its transaction.

@@ -15,9 +15,9 @@ import (
 
 // Owner is whom a server is lent to. The server's own goroutine calls it.
 type Owner interface {
-	// FromServer takes what server has sent and returns how many bytes it has used; the others come again with more behind them. ok
-	// is false when the owner has not linked the server, or has no more use for it: nothing may arrive then, and it is closed.
-	FromServer(server *Server, in []byte) (n int, ok bool)
+	// FromServer takes what server has sent and returns how many bytes it has used; the others come again with more behind them. An
+	// error closes the server. It is ErrUnasked when the owner has not linked the server, or no longer has.
+	FromServer(server *Server, in []byte) (n int, err error)
 	// ServerLost says that the connection has ended. If the server is linked the owner has to release it.
 	ServerLost(server *Server, err error)
 }
@@ -141,10 +141,10 @@ func (s *Server) fail(err error) {
 	}
 }
 
-var (
-	errUnasked  = errors.New("the server sent something that nobody asked for")
-	errOverlong = errors.New("the server sent a message that is too long to be read as a whole")
-)
+// ErrUnasked says that a server has sent something while nobody was linked to it: there is no telling what it thinks.
+var ErrUnasked = errors.New("the server sent something that nobody asked for")
+
+var errOverlong = errors.New("the server sent a message that is too long to be read as a whole")
 
 // read is the server's goroutine: it passes on what comes until the connection ends.
 func (s *Server) read(bufferLen int) {
@@ -159,12 +159,12 @@ func (s *Server) read(bufferLen int) {
 		have += n
 		owner := s.currentOwner()
 		if owner == nil {
-			s.fail(errUnasked)
+			s.fail(ErrUnasked)
 			return
 		}
-		used, ok := owner.FromServer(s, buf[:have])
-		if !ok {
-			s.fail(errUnasked)
+		used, err := owner.FromServer(s, buf[:have])
+		if err != nil {
+			s.fail(err)
 			return
 		}
 		have = copy(buf, buf[used:have])
@@ -178,16 +178,12 @@ func (s *Server) read(bufferLen int) {
 // cleaner owns a server while it is made clean.
 type cleaner struct{}
 
-func (cleaner) FromServer(server *Server, in []byte) (n int, ok bool) {
+func (cleaner) FromServer(server *Server, in []byte) (n int, err error) {
 	n, done, err := server.State.Clean(in)
-	if err != nil {
-		server.fail(err)
-		return n, false
-	}
 	if done {
 		server.pool.cleaned(server)
 	}
-	return n, true
+	return n, err
 }
 
 func (cleaner) ServerLost(*Server, error) {}

@@ -124,8 +124,8 @@ func (s *Session) owes(kind replyKind) {
 	s.replies.push(reply{kind: kind})
 }
 
-// pipelineRoom is the most that one message of the client adds to the replies: itself, a Close and a Parse of ours.
-const pipelineRoom = 3
+// pipelineRoom is the most that one message of the client adds to the replies: itself, two Closes and a Parse of ours.
+const pipelineRoom = 4
 
 // message decides about one message and returns how many bytes of the input it has used.
 func (s *Session) message(m message) (int, Step) {
@@ -160,16 +160,20 @@ func (s *Session) message(m message) (int, Step) {
 		}
 		return 0, Step{Verdict: Full}
 	}
-	s.flushed = false
+	s.flushed, s.awaiting, s.copyIn = false, false, false // no such message belongs into a COPY: the server ends it with an error
 	return s.request(m)
 }
 
 // request decides about a message that a linked server answers.
 func (s *Session) request(m message) (int, Step) {
+	if s.fresh && s.options.Transaction {
+		s.cleanSlot(m)
+	}
 	switch m.Type {
 	case pgwire.Query:
-		s.replies.push(reply{kind: replyQuery})
-		s.unnamed.known = false // exec_simple_query in src/backend/tcop/postgres.c drops it
+		r := reply{kind: replyQuery}
+		s.dropUnnamed(&r) // as exec_simple_query in src/backend/tcop/postgres.c does
+		s.replies.push(r)
 		used := s.pass(m)
 		s.watch()
 		return used, Step{}

@@ -22,8 +22,10 @@ const (
 type reply struct {
 	kind      replyKind
 	swallow   bool       // the client did not ask for it
-	serial    uint32     // Parse of the unnamed statement: which of them
-	statement *statement // Parse of a named statement
+	dropped   bool       // Query, Close: it has dropped the unnamed statement
+	serial    uint32     // which unnamed statement was parsed or dropped
+	statement *statement // the client's named statement that was parsed or closed
+	prepared  *prepared  // Parse of a named statement: what the server then has
 }
 
 // endsBatch reports whether a server that skips to the next Sync goes on here.
@@ -34,6 +36,13 @@ type replies struct {
 	ring []reply // its length is zero or a power of two
 	head int
 	n    int
+	// readies is how many of them end with ReadyForQuery: as long as there are any, the transaction's state to come is unknown.
+	readies int
+}
+
+// ready reports whether it ends with ReadyForQuery.
+func (r *reply) ready() bool {
+	return r.kind == replyQuery || r.kind == replyFunction || r.kind == replySync || r.kind == replyPrelude
 }
 
 func (q *replies) len() int { return q.n }
@@ -57,6 +66,9 @@ func (q *replies) push(r reply) {
 	}
 	q.n++
 	*q.at(q.n - 1) = r
+	if r.ready() {
+		q.readies++
+	}
 }
 
 func (q *replies) pop() reply {
@@ -64,23 +76,27 @@ func (q *replies) pop() reply {
 	*q.at(0) = reply{}
 	q.head = (q.head + 1) & (len(q.ring) - 1)
 	q.n--
+	if r.ready() {
+		q.readies--
+	}
 	return r
 }
 
 func (q *replies) clear() {
 	clear(q.ring)
-	q.head, q.n = 0, 0
+	q.head, q.n, q.readies = 0, 0, 0
 }
 
-// dropSyncs takes out the Syncs from the i-th place up to where the client ended its COPY, and reports how many there were,
-// whether that end is in the queue, and how many Syncs are left behind it.
+// dropSyncs takes out the Syncs from the i-th place up to where the client ended its COPY, or sent what does not belong into one.
+// It reports how many there were, whether that end is in the queue, and how many Syncs are left behind it.
 func (q *replies) dropSyncs(i int) (dropped int, ended bool, left int) {
 	kept := i
 	for ; i < q.n; i++ {
 		r := *q.at(i)
-		ended = ended || r.kind == replyCopyEnd
+		ended = ended || r.kind != replySync
 		if r.kind == replySync && !ended {
 			dropped++
+			q.readies--
 			continue
 		}
 		if r.kind == replySync {

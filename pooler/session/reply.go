@@ -28,6 +28,7 @@ func (s *Session) FromServer(in []byte, out *Output) (n int, failure *pgwire.Fai
 		}
 		h, ok, err := pgwire.ServerHeader(in[n:])
 		if err != nil {
+			s.doubt = true
 			return n, broken(err.Error())
 		}
 		if !ok {
@@ -151,7 +152,17 @@ func (s *Session) completes(kind byte, front *reply) (pass bool, failure *pgwire
 	if failure := expect(kind, front, want, 0); failure != nil {
 		return false, failure
 	}
-	return !s.replies.pop().swallow, nil
+	r := s.replies.pop()
+	if r.prepared != nil {
+		r.prepared.there = true
+	}
+	if r.statement != nil {
+		r.statement.valid, r.statement.replaces = true, nil
+	}
+	if r.kind == replyParse && r.prepared == nil && r.serial == s.unnamed.serial {
+		s.unnamed.valid, s.former.valid = true, false
+	}
+	return !r.swallow, nil
 }
 
 // commandEnd accounts for the end of an Execute, or of one statement of a simple Query.
@@ -204,26 +215,52 @@ func (s *Session) errorReply(front *reply) {
 	case replyQuery, replyFunction, replySync:
 		return
 	}
-	for s.replies.len() > 0 && !s.replies.front().endsBatch() {
-		s.undo(s.replies.pop())
+	undone := 0
+	for undone < s.replies.len() && !s.replies.at(undone).endsBatch() {
+		undone++
+	}
+	for i := undone - 1; i >= 0; i-- {
+		s.undo(s.replies.at(i), i == 0)
+	}
+	for range undone {
+		s.replies.pop()
 	}
 	s.skip = s.replies.len() == 0
 }
 
-// undo takes back what was noted when a message was sent that the server has not carried out.
-func (s *Session) undo(r reply) {
+// undo takes back what was noted when a message was sent that the server has not carried out. It is called for the last of them
+// first, so that each finds what it has left. failed means that the server has tried, and has not just skipped it.
+func (s *Session) undo(r *reply, failed bool) {
 	switch {
 	case r.kind == replyClose && r.swallow:
 		s.server.dirty = true // it has one statement more than it should
-	case r.kind == replyParse && r.statement == nil:
-		if r.serial == s.unnamed.serial {
-			s.unnamed.known = false
-		}
+	case r.kind == replyOurClose && r.statement != nil:
+		s.names[r.statement.name] = r.statement
+	case r.kind == replyOurParse:
+		s.undoName(r.statement)
+	case r.dropped:
+		s.unnamed.known = s.unnamed.known || r.serial == s.unnamed.serial
+	case r.kind == replyParse && r.prepared == nil && r.swallow:
+		s.unnamed.link = 0 // the client has it still
+	case r.kind == replyParse && r.prepared == nil:
+		s.undoUnnamed(r.serial, failed)
 	case r.kind == replyParse:
-		s.server.forget(r.statement.tail)
+		s.server.forget(r.prepared)
+		if r.statement != nil {
+			s.undoName(r.statement)
+		}
 	}
-	if r.statement != nil && !r.swallow && s.names[r.statement.name] == r.statement {
-		delete(s.names, r.statement.name)
+}
+
+// undoUnnamed takes back the Parse of an unnamed statement. exec_parse_message in src/backend/tcop/postgres.c drops the former one
+// before it looks at the new one.
+func (s *Session) undoUnnamed(serial uint32, failed bool) {
+	if serial != s.unnamed.serial {
+		return
+	}
+	s.unnamed.known, s.unnamed.valid = false, false
+	if s.former.valid && !failed {
+		s.former, s.unnamed = s.unnamed, s.former
 	}
 }
 
@@ -237,7 +274,9 @@ func (s *Session) ready(front *reply, body []byte) *pgwire.Failure {
 		if front == nil || front.kind != replySync && front.kind != replyQuery && front.kind != replyFunction {
 			return broken("ReadyForQuery where none is outstanding")
 		}
-		s.replies.pop()
+		if r := s.replies.pop(); r.kind == replyQuery && r.serial == s.unnamed.serial {
+			s.unnamed.known = false
+		}
 	}
 	s.status, s.copyIn = body[0], false
 	s.counters.Queries++

@@ -20,7 +20,9 @@ type Server struct {
 	prepared map[string]*prepared
 	newest   *prepared
 	oldest   *prepared
-	named    uint64 // counts names, none of which is ever used twice
+	// unnamedUsed says that somebody may have left an unnamed statement.
+	unnamedUsed bool
+	named       uint64 // counts names, none of which is ever used twice
 
 	cleaned bool // DISCARD ALL was answered, ReadyForQuery not yet
 	body    pgwire.Scanner
@@ -83,7 +85,7 @@ func (s *Server) Clean(in []byte) (n int, done bool, err error) {
 		case h.Type == pgwire.CommandComplete && string(body) == discardTag && !s.cleaned:
 			s.cleaned = true
 		case h.Type == pgwire.ReadyForQuery && string(body) == "I" && s.cleaned && n == len(in):
-			s.params, s.dirty = NoParams, false
+			s.params, s.dirty, s.unnamedUsed = NoParams, false, false
 			s.forgetAll()
 			return n, true, nil
 		case h.Type == pgwire.ErrorResponse:
@@ -117,7 +119,8 @@ type prepared struct {
 	tail  string // text and parameter types, as Parse has them after the name
 	name  string // the name on this server
 	hints hint
-	batch uint64 // the Session.batchSerial of its last use, so that it is not closed under a batch that uses it
+	there bool   // the server has answered ParseComplete
+	link  uint64 // the Session.link of its last use, so that it is not closed under a batch that uses it
 
 	newer, older *prepared
 }
@@ -138,17 +141,33 @@ func (s *Server) find(tail string) *prepared {
 // add notes that the server is going to have a statement, under a name that was never used on it.
 func (s *Server) add(tail string, hints hint) *prepared {
 	s.named++
-	p := &prepared{tail: tail, hints: hints, name: namePrefix + strconv.FormatUint(s.named, 10)}
+	return s.addAs(namePrefix+strconv.FormatUint(s.named, 10), tail, hints)
+}
+
+// surplus is a statement that the server is going to have besides one with the same tail.
+func (s *Server) surplus(tail string) *prepared {
+	s.named++
+	s.dirty = true
+	return &prepared{tail: tail, name: namePrefix + strconv.FormatUint(s.named, 10)}
+}
+
+// addAs notes that the server is going to have a statement under this name.
+func (s *Server) addAs(name, tail string, hints hint) *prepared {
+	if old := s.prepared[tail]; old != nil {
+		s.forget(old)
+		s.dirty = true // it has one that nobody knows of any more
+	}
+	p := &prepared{tail: tail, hints: hints, name: name}
 	s.prepared[tail] = p
 	s.pushNewest(p)
 	return p
 }
 
 // forget notes that the server does not have a statement.
-func (s *Server) forget(tail string) {
-	if p := s.prepared[tail]; p != nil {
+func (s *Server) forget(p *prepared) {
+	if s.prepared[p.tail] == p {
 		s.unlink(p)
-		delete(s.prepared, tail)
+		delete(s.prepared, p.tail)
 	}
 }
 

@@ -40,8 +40,12 @@ type Session struct {
 
 	names    map[string]*statement // named statements of the client
 	unnamed  unnamed
-	own      []byte // replies that the machine itself gives, for TakeReplies
-	flushed  bool   // a Flush of ours was sent because the pipeline is full
+	former   unnamed // what was the unnamed statement before, in case its Parse is never carried out
+	serials  uint32  // counts unnamed statements
+	own      []byte  // replies that the machine itself gives, for TakeReplies
+	fresh    bool    // nothing was sent over the present link yet
+	awaiting bool    // the client's next message waits for all answers
+	flushed  bool    // a Flush of ours was sent because the pipeline is full
 	counters Counters
 }
 
@@ -80,12 +84,12 @@ func (s *Session) Link(server *Server, out *Output) {
 	}
 	s.server = server
 	s.link++
-	s.status, s.doubt, s.ignored, s.flushed = pgwire.Idle, false, false, false
+	s.status, s.doubt, s.ignored, s.flushed, s.fresh = pgwire.Idle, false, false, false, true
 	if server.params.key == s.params.key {
 		return
 	}
 	out.buffer(func(buf []byte) []byte { return pgwire.AppendQuery(buf, server.params.change(s.params)) })
-	server.params = s.params
+	server.params, server.unnamedUsed = s.params, false
 	s.replies.push(reply{kind: replyPrelude})
 }
 
@@ -116,7 +120,7 @@ func (s *Session) Unlink() Condition {
 		panic("session: unlink without a link")
 	}
 	s.server = nil
-	s.batch, s.skip, s.copyIn = false, false, false
+	s.batch, s.skip, s.copyIn, s.awaiting = false, false, false, false
 	if s.doubt || !clean {
 		s.replies.clear()
 		return Broken
@@ -144,6 +148,11 @@ func (s *Session) Outstanding() bool { return s.server != nil && !s.CanRelease()
 
 // HasReplies reports whether TakeReplies has anything.
 func (s *Session) HasReplies() bool { return s.own != nil }
+
+// Owed reports whether the server is going to send a ReadyForQuery without any further message of the client.
+func (s *Session) Owed() bool {
+	return s.server != nil && !s.copyIn && s.replies.readies > 0
+}
 
 // TakeReplies returns what the machine has to say to the client by itself, nil when nothing. The caller owns it.
 func (s *Session) TakeReplies() []byte {

@@ -11,16 +11,26 @@ type statement struct {
 	name  string // the client's
 	tail  string // text and parameter types, as Parse has them after the name
 	hints hint
+
+	valid    bool       // Parse was answered with ParseComplete
+	replaces *statement // what has the name if this one's Parse is not carried out
 }
 
-// unnamed is the client's unnamed statement. It is remembered so that it can be parsed again on another server, which is also
-// what keeps a client from binding the unnamed statement that somebody else has left there.
+// unnamed is the client's unnamed statement. It is remembered so that it can be parsed again on another server, and
+// forgotten when it has been dropped.
 type unnamed struct {
 	known  bool
+	valid  bool   // Parse was answered with ParseComplete
 	tail   []byte // nil when it was too long to be remembered
 	hints  hint
 	link   uint64 // the link over which it was sent last
 	serial uint32 // counts them
+}
+
+// dropUnnamed notes that what is sent now drops the unnamed statement. The reply says so, in case it is never carried out.
+func (s *Session) dropUnnamed(r *reply) {
+	r.dropped, r.serial = s.unnamed.known, s.unnamed.serial
+	s.unnamed.known = false
 }
 
 // nameLenMax bounds the names of statements and portals. Postgres tells names apart by NAMEDATALEN (64) bytes
@@ -45,15 +55,19 @@ func (s *Session) closeLocally(m message) (used int, step Step, done bool) {
 		return 0, s.fail(0, "08P01", "invalid CLOSE message", ""), true
 	}
 	passThrough := s.options.PreparedMax == 0
+	var closed *statement
 	switch {
 	case s.server != nil && (body[0] != 'S' || len(name) == 0 || passThrough):
 		return 0, Step{}, false
 	case body[0] == 'S' && len(name) == 0:
 		s.unnamed.known = false
+	case body[0] == 'S' && s.unsettled(string(name), s.names[string(name)]):
+		return 0, s.await(), true
 	case body[0] == 'S':
-		s.dropName(string(name))
+		closed = s.names[string(name)]
+		delete(s.names, string(name))
 	}
-	s.ourReply(replyOurClose, nil)
+	s.ourReply(replyOurClose, closed)
 	return s.swallow(m), Step{}, true
 }
 
@@ -73,8 +87,13 @@ func ourReplyType(kind replyKind) byte {
 	return pgwire.CloseComplete
 }
 
-func (s *Session) dropName(name string) {
-	delete(s.names, name)
+// undoName takes a name back whose Parse was not carried out.
+func (s *Session) undoName(st *statement) {
+	if st.replaces == nil {
+		delete(s.names, st.name)
+		return
+	}
+	s.names[st.name] = st.replaces
 }
 
 // namedObject reads the body of Describe and Close: one byte of kind and a name.
@@ -96,10 +115,12 @@ func (s *Session) statementMessage(m message) (int, Step) {
 	case pgwire.Describe:
 		return s.describe(m)
 	}
+	r := reply{kind: replyClose}
 	if body := m.body(); body[0] == 'S' && len(body) == 2 {
-		s.unnamed.known = false
+		s.dropUnnamed(&r)
 	}
-	s.owes(replyClose)
+	s.batch = true
+	s.replies.push(r)
 	return s.pass(m), Step{}
 }
 
@@ -135,8 +156,12 @@ func (s *Session) parse(m message) (int, Step) {
 }
 
 func (s *Session) parseUnnamed(m message) int {
-	s.unnamed.serial++
-	s.unnamed.known, s.unnamed.link, s.unnamed.tail = true, s.link, s.unnamed.tail[:0]
+	if s.unnamed.valid {
+		s.former, s.unnamed = s.unnamed, s.former
+	}
+	s.serials++
+	s.server.unnamedUsed = true
+	s.unnamed = unnamed{known: true, tail: s.unnamed.tail[:0], link: s.link, serial: s.serials}
 	s.words.reset()
 	s.batch = true
 	s.replies.push(reply{kind: replyParse, serial: s.unnamed.serial})
@@ -155,31 +180,68 @@ func (s *Session) parseUnnamed(m message) int {
 }
 
 func (s *Session) parseNamed(m message, name, tail string, text []byte) (int, Step) {
-	if old := s.names[name]; old != nil {
-		// Postgres refuses the second statement of a name. Asked for a name that it has, the server does so in the right place.
-		p := s.ensure(old, m.out)
-		s.sendParse(m.out, p.name, tail, reply{kind: replyParse})
-		return s.consume(m), Step{}
+	old := s.names[name]
+	if s.unsettled(name, old) || old != nil && s.inDoubt(old) {
+		return 0, s.await()
 	}
-	if len(s.names) >= s.options.StatementsMax {
+	if old == nil && len(s.names) >= s.options.StatementsMax {
 		return 0, s.fail(0, "53400", "the client has too many prepared statements", "raise pooler.max_client_prepared_statements")
 	}
 	s.words.reset()
 	s.words.scan(text)
-	st := &statement{name: name, tail: tail, hints: s.words.end()}
+	st := &statement{name: name, tail: tail, hints: s.words.end(), replaces: old}
 	if s.names == nil {
 		s.names = map[string]*statement{}
 	}
 	s.names[name] = st
-	if p := s.server.find(tail); p != nil {
-		p.batch = s.link
+	p := s.server.find(tail)
+	switch {
+	case old != nil:
+		// Postgres refuses the second statement of a name. Asked for a name that it has, the server does so, in the right place.
+		p = s.server.addAs(s.ensure(old, m.out).name, tail, st.hints)
+	case p != nil && p.there && s.status != pgwire.Failed && s.replies.readies == 0:
+		st.valid = true
+		p.link = s.link
 		s.ourReply(replyOurParse, st)
-	} else {
+		return s.consume(m), Step{}
+	case p != nil && p.there:
+		// Only the server can answer in a transaction that has failed, or may have failed by then. It gets one that nobody will use.
+		p = s.server.surplus(tail)
+	default:
 		p = s.makeRoom(m.out).add(tail, st.hints)
-		p.batch = s.link
-		s.sendParse(m.out, p.name, tail, reply{kind: replyParse, statement: st})
 	}
+	p.link = s.link
+	s.sendParse(m.out, p.name, tail, reply{kind: replyParse, statement: st, prepared: p})
 	return s.consume(m), Step{}
+}
+
+// unsettled reports whether it depends on the outcome of an earlier batch what a name stands for: whether the server carries out
+// its Parse or Close, or skips it.
+func (s *Session) unsettled(name string, st *statement) bool {
+	if s.replies.readies == 0 {
+		return false
+	}
+	if st != nil {
+		return !st.valid
+	}
+	for i := range s.replies.len() {
+		if r := s.replies.at(i); r.statement != nil && r.statement.name == name {
+			return true
+		}
+	}
+	return false
+}
+
+// inDoubt reports whether it depends on the outcome of an earlier batch whether the server has a statement of the client.
+func (s *Session) inDoubt(st *statement) bool {
+	p := s.server.prepared[st.tail]
+	return st.valid && p != nil && !p.there && s.replies.readies > 0
+}
+
+// await lets the client's next message wait until everything that was sent is answered. It will be, since a Sync was sent.
+func (s *Session) await() Step {
+	s.awaiting = true
+	return Step{Verdict: Full}
 }
 
 // consume drops a message that has arrived as a whole and has been answered or replaced.
@@ -198,9 +260,9 @@ func (s *Session) ensure(st *statement, out *Output) *prepared {
 	p := s.server.find(st.tail)
 	if p == nil {
 		p = s.makeRoom(out).add(st.tail, st.hints)
-		s.sendParse(out, p.name, st.tail, reply{kind: replyParse, swallow: true, statement: st})
+		s.sendParse(out, p.name, st.tail, reply{kind: replyParse, swallow: true, prepared: p})
 	}
-	p.batch = s.link
+	p.link = s.link
 	return p
 }
 
@@ -208,8 +270,8 @@ func (s *Session) ensure(st *statement, out *Output) *prepared {
 // present link is spared, since a portal of the same batch may depend on it; the server then has more for a while.
 func (s *Session) makeRoom(out *Output) *Server {
 	victim := s.server.oldest
-	if len(s.server.prepared) >= s.options.PreparedMax && victim != nil && victim.batch != s.link {
-		s.server.forget(victim.tail)
+	if len(s.server.prepared) >= s.options.PreparedMax && victim != nil && victim.link != s.link {
+		s.server.forget(victim)
 		s.batch = true
 		s.replies.push(reply{kind: replyClose, swallow: true})
 		out.buffer(func(buf []byte) []byte { return pgwire.AppendNamed(buf, pgwire.Close, victim.name) })
@@ -228,7 +290,7 @@ func (s *Session) bind(m message) (int, Step) {
 		return 0, Step{Want: min(pgwire.HeaderLen+m.Body, m.seen()+1)}
 	}
 	to, step, rewrite := s.statementName(name, m.out)
-	if step.Verdict == Fail {
+	if step.Verdict != Read {
 		return 0, step
 	}
 	s.owes(replyBind)
@@ -257,9 +319,11 @@ func (s *Session) describe(m message) (int, Step) {
 	if !ok {
 		return 0, s.fail(0, "08P01", "invalid DESCRIBE message", "")
 	}
-	to, rewrite := "", false
+	to, step, rewrite := "", Step{}, false
 	if m.body()[0] == 'S' {
-		to, _, rewrite = s.statementName(name, m.out)
+		if to, step, rewrite = s.statementName(name, m.out); step.Verdict != Read {
+			return 0, step
+		}
 	}
 	s.owes(replyDescribe)
 	if !rewrite {
@@ -278,27 +342,48 @@ func (s *Session) statementName(name []byte, out *Output) (to string, step Step,
 		return "", Step{}, false
 	}
 	st := s.names[string(name)]
+	if s.unsettled(string(name), st) {
+		return "", s.await(), false
+	}
 	if st == nil {
 		if bytes.HasPrefix(name, []byte(namePrefix)) {
 			return noStatement, Step{}, true // it must not reach a statement of ours
 		}
 		return "", Step{}, false // the server has none of this name, or one that PREPARE made, and says so itself
 	}
+	if s.inDoubt(st) {
+		return "", s.await(), false
+	}
 	p := s.ensure(st, out)
 	s.heed(p.hints)
 	return p.name, Step{}, true
 }
 
+// unnamedName sends the unnamed statement if it was parsed on another server. Otherwise the server knows best: what it has under
+// no name is this client's, see cleanSlot.
 func (s *Session) unnamedName(out *Output) (to string, step Step, rewrite bool) {
 	u := &s.unnamed
-	if u.known && u.link == s.link {
-		return "", Step{}, false
+	if u.known && u.link != s.link && u.tail != nil {
+		u.link = s.link
+		s.server.unnamedUsed = true
+		s.sendParse(out, "", string(u.tail), reply{kind: replyParse, swallow: true, serial: u.serial})
+		s.heed(u.hints)
 	}
-	if !u.known || u.tail == nil {
-		return noStatement, Step{}, true
-	}
-	u.link = s.link
-	s.sendParse(out, "", string(u.tail), reply{kind: replyParse, swallow: true, serial: u.serial})
-	s.heed(u.hints)
 	return "", Step{}, false
+}
+
+// cleanSlot sees to it that the server does not have the unnamed statement of a former client, before anything else is sent over
+// a new link. That must be certain: later the server might skip what would have replaced it.
+func (s *Session) cleanSlot(m message) {
+	s.fresh = false
+	if !s.server.unnamedUsed || m.Type == pgwire.Parse && len(m.body()) > 0 && m.body()[0] == 0 {
+		return
+	}
+	s.server.unnamedUsed = false
+	if m.Type == pgwire.Query {
+		return // exec_simple_query in src/backend/tcop/postgres.c drops it
+	}
+	s.batch = true
+	s.replies.push(reply{kind: replyClose, swallow: true})
+	m.out.buffer(func(buf []byte) []byte { return pgwire.AppendNamed(buf, pgwire.Close, "") })
 }

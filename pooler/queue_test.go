@@ -1,0 +1,61 @@
+package pooler
+
+import (
+	"testing"
+
+	"pitr/config"
+)
+
+func TestClientsAreServedFirstComeFirstServed(t *testing.T) {
+	pg := server(t)
+	r := start(t, pg, onePerPool)
+	holder := connect(t, r.dsn(""))
+	mustQuery(t, holder, "begin")
+	const waiters = 5
+	order := make(chan int, waiters)
+	failures := make(chan error, waiters)
+	for n := range waiters {
+		conn := connect(t, r.dsn(""))
+		go func() {
+			_, err := query(conn, "select 1")
+			order <- n
+			failures <- err
+		}()
+		eventually(t, "the client waits", func() bool { return r.Stats().ClientsWaiting == n+1 })
+	}
+	mustQuery(t, holder, "commit")
+	for n := range waiters {
+		if err := <-failures; err != nil {
+			t.Fatal(err)
+		}
+		if got := <-order; got != n {
+			t.Errorf("client %d was served as number %d", got, n)
+		}
+	}
+	st := r.Stats().Pools[0]
+	var waits uint64
+	for _, bucket := range st.Waits {
+		waits += bucket
+	}
+	if waits < waiters || st.Active+st.Idle != 1 || st.Transactions < waiters || st.WaitTotal == 0 {
+		t.Errorf("the statistics say %+v", st)
+	}
+}
+
+func TestServersAreUsedLastInFirstOut(t *testing.T) {
+	pg := server(t)
+	r := start(t, pg, func(cfg *config.Config) { cfg.Pooler.DefaultPoolSize = 2 })
+	first, second := connect(t, r.dsn("")), connect(t, r.dsn(""))
+	mustQuery(t, first, "begin")
+	mustQuery(t, second, "begin")
+	mustQuery(t, first, "commit")
+	last := mustQuery(t, second, "select pg_backend_pid()")
+	eventually(t, "the first server is idle", func() bool { return r.Stats().Pools[0].Idle == 1 })
+	mustQuery(t, second, "commit")
+	for range 5 {
+		eventually(t, "both servers are idle", func() bool { return r.Stats().Pools[0].Idle == 2 })
+		if got := mustQuery(t, first, "select pg_backend_pid()"); got != last {
+			t.Errorf("server %s was used, not %s", got, last)
+		}
+	}
+}

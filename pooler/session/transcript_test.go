@@ -1,0 +1,281 @@
+package session
+
+import (
+	"fmt"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/cockroachdb/datadriven"
+
+	"pitr/internal/pgwire"
+)
+
+// TestTranscripts plays testdata/*: what a client sends, what a server answers, and what the machine makes of it.
+//
+//	session [mode=session] [prepared=N] [pipeline=N] [name=value …]   a new client, with settings
+//	server N                                                          the server that the next link takes, made on first use
+//	client / from                                                     messages, one a line: "Q select 1", "P s1 select 1", "B s1", "E", "S" …
+//	link, unlink                                                      as a driver would
+func TestTranscripts(t *testing.T) {
+	datadriven.Walk(t, "testdata", func(t *testing.T, path string) {
+		play := &transcript{servers: map[string]*Server{}}
+		datadriven.RunTest(t, path, func(t *testing.T, d *datadriven.TestData) string { return play.command(t, d) })
+	})
+}
+
+type transcript struct {
+	session *Session
+	servers map[string]*Server
+	server  *Server
+	in      []byte
+	said    strings.Builder
+}
+
+func (p *transcript) command(t *testing.T, d *datadriven.TestData) string {
+	p.said.Reset()
+	switch d.Cmd {
+	case "session":
+		p.newSession(t, d)
+	case "server":
+		name := d.CmdArgs[0].Key
+		if p.servers[name] == nil {
+			p.servers[name] = NewServer(nil)
+		}
+		p.server = p.servers[name]
+	case "link":
+		var out Output
+		p.session.Link(p.server, &out)
+		p.say("to server", out.Bytes())
+		p.client()
+	case "client":
+		for line := range strings.SplitSeq(d.Input, "\n") {
+			p.in = append(p.in, clientMessage(t, line)...)
+		}
+		p.client()
+	case "from":
+		var in []byte
+		for line := range strings.SplitSeq(d.Input, "\n") {
+			in = append(in, serverMessage(t, line)...)
+		}
+		p.from(in)
+	case "unlink":
+		fmt.Fprintf(&p.said, "%s\n", [...]string{"clean", "dirty", "broken"}[p.session.Unlink()])
+	case "clean":
+		n, done, err := p.server.Clean([]byte(joined(t, d.Input)))
+		fmt.Fprintf(&p.said, "used %d, done %v, error %v\n", n, done, err)
+	default:
+		t.Fatalf("unknown command %s", d.Cmd)
+	}
+	return p.said.String()
+}
+
+func joined(t *testing.T, lines string) string {
+	var in []byte
+	for line := range strings.SplitSeq(lines, "\n") {
+		in = append(in, serverMessage(t, line)...)
+	}
+	return string(in)
+}
+
+func (p *transcript) newSession(t *testing.T, d *datadriven.TestData) {
+	options := &Options{Transaction: true, PreparedMax: 100, StatementLenMax: 200, StatementsMax: 3, PipelineMax: 100}
+	params := map[string]string{}
+	for _, arg := range d.CmdArgs {
+		switch arg.Key {
+		case "mode":
+			options.Transaction = arg.Vals[0] != "session"
+		case "prepared":
+			options.PreparedMax, _ = strconv.Atoi(arg.Vals[0])
+		case "pipeline":
+			options.PipelineMax, _ = strconv.Atoi(arg.Vals[0])
+		default:
+			params[arg.Key] = arg.Vals[0]
+		}
+	}
+	p.session, p.in = New(options, newParams(params)), nil
+}
+
+func (p *transcript) say(to string, out []byte) {
+	if len(out) > 0 {
+		fmt.Fprintf(&p.said, "%s: %s\n", to, messages(out))
+	}
+}
+
+func (p *transcript) client() {
+	var out Output
+	out.Reset(p.in)
+	step := p.session.FromClient(p.in, &out)
+	p.say("to server", out.Bytes())
+	p.in = append([]byte(nil), p.in[step.N:]...)
+	p.say("to client", p.session.TakeReplies())
+	switch step.Verdict {
+	case Fail:
+		fmt.Fprintf(&p.said, "fail: %v\n", step.Failure)
+	case Read:
+		if step.Want > 0 {
+			fmt.Fprintf(&p.said, "want %d bytes\n", step.Want)
+		}
+	default:
+		fmt.Fprintf(&p.said, "%s\n", [...]string{Need: "needs a server", Full: "full", Leave: "leaves"}[step.Verdict])
+	}
+	p.due()
+}
+
+func (p *transcript) from(in []byte) {
+	var out Output
+	out.Reset(in)
+	n, failure := p.session.FromServer(in, &out)
+	p.say("to client", out.Bytes())
+	if failure != nil {
+		fmt.Fprintf(&p.said, "fail: %v\n", failure)
+	} else if n < len(in) {
+		fmt.Fprintf(&p.said, "%d bytes left\n", len(in)-n)
+	}
+	p.due()
+}
+
+func (p *transcript) due() {
+	if p.session.Due() {
+		p.said.WriteString("server is due\n")
+	}
+}
+
+// clientMessage makes a message of a line such as "P s1 select 1".
+func clientMessage(t *testing.T, line string) []byte {
+	kind, rest, _ := strings.Cut(line, " ")
+	name, text, _ := strings.Cut(rest, " ")
+	if name == "-" {
+		name = ""
+	}
+	switch kind {
+	case "Q":
+		return pgwire.AppendQuery(nil, rest)
+	case "P":
+		return pgwire.AppendParse(nil, name, text+"\x00\x00\x00")
+	case "B":
+		return bindMessage("", name)
+	case "E":
+		return executeMessage("")
+	case "DS", "DP", "CS", "CP":
+		return named(kind[0], kind[1], name)
+	case "d", "f":
+		return append(pgwire.AppendHeader(nil, kind[0], len(rest)+1), rest+"\x00"...)
+	case "S", "H", "c", "X", "F":
+		return pgwire.AppendEmpty(nil, kind[0])
+	case "raw":
+		text, err := strconv.Unquote(rest)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return []byte(text)
+	}
+	t.Fatalf("unknown message %q", line)
+	return nil
+}
+
+// serverMessage makes a message of a line such as "C SELECT 1" or "E 22012".
+func serverMessage(t *testing.T, line string) []byte {
+	kind, rest, _ := strings.Cut(line, " ")
+	switch kind {
+	case "Z":
+		return pgwire.AppendReady(nil, rest[0])
+	case "E":
+		return pgwire.AppendError(nil, &pgwire.Failure{Severity: "ERROR", Code: rest, Message: "message"})
+	case "S":
+		name, value, _ := strings.Cut(rest, " ")
+		return pgwire.AppendParameterStatus(nil, pgwire.Param{Name: name, Value: value})
+	case "C":
+		return append(pgwire.AppendHeader(nil, 'C', len(rest)+1), rest+"\x00"...)
+	}
+	if len(kind) != 1 {
+		t.Fatalf("unknown message %q", line)
+	}
+	return append(pgwire.AppendHeader(nil, kind[0], len(rest)), rest...)
+}
+
+func FuzzSession(f *testing.F) {
+	query := pgwire.AppendQuery(nil, "select 1")
+	f.Add(query, pgwire.AppendReady([]byte("C\x00\x00\x00\x0dSELECT 1\x00"), 'I'), uint8(3), true)                // a query and its answer
+	f.Add(pgwire.AppendParse(nil, "s1", "select 1\x00\x00\x00"), []byte("1\x00\x00\x00\x04"), uint8(1), true)     // a statement
+	f.Add(append(bindMessage("", "s1"), executeMessage("")...), []byte("E\x00\x00\x00\x05\x00"), uint8(9), false) // an error
+	f.Add([]byte("Q\x00\x00\x00\x0acopy\x00d\x00\x00\x00\x04"), []byte("G\x00\x00\x00\x04"), uint8(2), true)      // a COPY
+	f.Add([]byte{}, []byte("S\x00\x00\x00\x0eTimeZone\x00X\x00A\x00\x00\x00\x04"), uint8(200), true)              // nothing asked, much said
+	f.Add(query, []byte("?\x00\x00\x00\x04"), uint8(50), true)                                                    // a type that no server sends
+	f.Fuzz(func(t *testing.T, fromClient, fromServer []byte, piece uint8, transaction bool) {
+		s := New(&Options{Transaction: transaction, PreparedMax: 2, StatementLenMax: 100, StatementsMax: 2, PipelineMax: 10}, NoParams)
+		size := int(piece) + 1
+		var client, server []byte
+		var out Output
+		for len(fromClient)+len(fromServer) > 0 {
+			n := min(size, len(fromClient))
+			client, fromClient = append(client, fromClient[:n]...), fromClient[n:]
+			out.Reset(client)
+			step := s.FromClient(client, &out)
+			if step.N < 0 || step.N > len(client) || len(out.Bytes()) > len(client)+1000 {
+				t.Fatalf("used %d of %d, sent %d", step.N, len(client), len(out.Bytes()))
+			}
+			client = client[step.N:]
+			switch step.Verdict {
+			case Need:
+				s.Link(NewServer(nil), &out)
+			case Leave, Fail:
+				return
+			}
+			if s.Linked() == nil {
+				if len(fromClient) == 0 {
+					return
+				}
+				continue
+			}
+			n = min(size, len(fromServer))
+			server, fromServer = append(server, fromServer[:n]...), fromServer[n:]
+			out.Reset(server)
+			used, failure := s.FromServer(server, &out)
+			if failure != nil {
+				if s.Unlink() != Broken {
+					t.Fatal("a server in doubt was kept")
+				}
+				return
+			}
+			if server = server[used:]; len(server) > gatherMax+pgwire.HeaderLen+size {
+				t.Fatalf("%d bytes of a server are gathered", len(server))
+			}
+			if s.Due() && s.Unlink() == Broken && !s.doubt {
+				t.Fatal("a server that was due is broken")
+			}
+		}
+	})
+}
+
+// TestForwardPathAllocatesNothing plays a simple query, and a prepared one, over one link each.
+func TestForwardPathAllocatesNothing(t *testing.T) {
+	server := NewServer(nil)
+	s := New(&Options{Transaction: true, PreparedMax: 100, StatementLenMax: 1000, StatementsMax: 10, PipelineMax: 100}, NoParams)
+	var toServer, toClient Output
+	exchange := func(ask, answer []byte) {
+		toServer.Reset(ask)
+		step := s.FromClient(ask, &toServer)
+		if step.Verdict == Need {
+			s.Link(server, &toServer)
+			step = s.FromClient(ask, &toServer)
+		}
+		toClient.Reset(answer)
+		if n, failure := s.FromServer(answer, &toClient); failure != nil || n != len(answer) || step.Verdict != Read || !s.Due() || s.Unlink() != Clean {
+			t.Fatal(n, failure, step)
+		}
+	}
+	row := append(pgwire.AppendHeader(nil, 'D', 4), "row!"...)
+	done := append(append(row, "C\x00\x00\x00\x0dSELECT 1\x00"...), pgwire.AppendReady(nil, 'I')...)
+	query := pgwire.AppendQuery(nil, "select * from accounts where id = 1")
+	ready := pgwire.AppendReady(nil, 'I')
+	exchange(append(pgwire.AppendParse(nil, "s1", "select $1\x00\x00\x00"), pgwire.AppendEmpty(nil, 'S')...), append(pgwire.AppendEmpty(nil, '1'), ready...))
+	bound := append(append(bindMessage("", "s1"), executeMessage("")...), pgwire.AppendEmpty(nil, 'S')...)
+	answer := append(pgwire.AppendEmpty(nil, '2'), done...)
+	if n := testing.AllocsPerRun(1000, func() {
+		exchange(query, done)
+		exchange(bound, answer)
+	}); n != 0 {
+		t.Errorf("%v allocations", n)
+	}
+}
