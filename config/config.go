@@ -80,7 +80,7 @@ type Auth struct {
 
 // Archive configures the way from Postgres to the store.
 type Archive struct {
-	Store         Secret   `yaml:"store"`
+	Store         string   `yaml:"store"`
 	Slot          string   `yaml:"slot"`
 	FlushInterval Duration `yaml:"flush_interval"`
 	PartSizeMax   ByteSize `yaml:"part_size_max"`

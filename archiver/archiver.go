@@ -1,0 +1,156 @@
+// Package archiver carries WAL and base backups from Postgres to the repository. It is diskless: its truth is the slot in Postgres and
+// the objects in the store, so it may be killed at any moment and replaced on any machine. It never acknowledges what the store does
+// not durably hold (law 1) and checks WAL before it stores it (law 2). docs/ARCHITECTURE.md, "The archiver".
+package archiver
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/robfig/cron/v3"
+
+	"pitr/internal/pg"
+	"pitr/internal/repo"
+)
+
+// Options is what an Archiver needs; the fields are settings of the same names in config.
+type Options struct {
+	DSN              string
+	Slot             string
+	FlushInterval    time.Duration
+	PartSizeMax      int
+	BufferMax        int
+	ShutdownGrace    time.Duration
+	BackupSchedule   string // cron expression; empty: backups are taken by hand only
+	BackupBufferMax  int64
+	BackupWALWait    time.Duration
+	RetentionWindow  time.Duration
+	RetentionMinimum int
+
+	Repo *repo.Repo
+	Log  *slog.Logger
+}
+
+// Archiver streams WAL and takes the scheduled backups of one cluster.
+type Archiver struct {
+	opt      Options
+	schedule cron.Schedule // nil: none
+	counts   counters
+	backupMu sync.Mutex // held while a backup runs: one at a time
+
+	mu      sync.Mutex // guards what follows
+	current *session   // nil while not streaming
+	lastErr string
+	backups backupFacts
+	wanted  chan string // a backup is wanted, for this reason
+}
+
+// New checks the options.
+func New(opt Options) (*Archiver, error) {
+	a := &Archiver{opt: opt, wanted: make(chan string, 1)}
+	if opt.BackupSchedule != "" {
+		schedule, err := cron.ParseStandard(opt.BackupSchedule)
+		if err != nil {
+			return nil, fmt.Errorf("backup.schedule %q: %w", opt.BackupSchedule, err)
+		}
+		a.schedule = schedule
+	}
+	return a, nil
+}
+
+// Pauses between attempts to stream, doubling from the first to the last.
+const (
+	reconnectPauseMin = 200 * time.Millisecond
+	reconnectPauseMax = 10 * time.Second
+)
+
+// Run archives until ctx ends, then stores what it has received within the shutdown grace and returns nil. It returns an error only
+// for what waiting cannot mend: a repository that belongs to another cluster or holds another history.
+func (a *Archiver) Run(ctx context.Context) error {
+	backups, stopBackups := context.WithCancel(ctx)
+	var tasks sync.WaitGroup
+	tasks.Go(func() { a.runBackups(backups) })
+	defer tasks.Wait()
+	defer stopBackups()
+	for pause := reconnectPauseMin; ; {
+		begin := time.Now()
+		err := a.stream(ctx)
+		if ctx.Err() != nil {
+			return nil
+		}
+		if errors.Is(err, repo.ErrForeign) || errors.Is(err, repo.ErrConflict) {
+			return err
+		}
+		a.noteError(err)
+		a.opt.Log.Warn("streaming was interrupted", "error", err, "again_in", pause)
+		if time.Since(begin) > reconnectPauseMax {
+			pause = reconnectPauseMin
+		}
+		timer := time.NewTimer(pause)
+		select {
+		case <-ctx.Done():
+			timer.Stop()
+			return nil
+		case <-timer.C:
+		}
+		pause = min(2*pause, reconnectPauseMax)
+	}
+}
+
+func (a *Archiver) noteError(err error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if err != nil {
+		a.lastErr = err.Error()
+		a.counts.interruptions.Add(1)
+	}
+}
+
+// wantBackup asks for a backup soon. One wish that waits is enough.
+func (a *Archiver) wantBackup(reason string) {
+	select {
+	case a.wanted <- reason:
+	default:
+	}
+}
+
+// stream runs one session: it connects, finds where to go on, and follows the server's timelines.
+func (a *Archiver) stream(ctx context.Context) error {
+	s := &session{archiver: a, opt: a.opt, log: a.opt.Log}
+	defer s.close()
+	if err := s.connect(ctx); err != nil {
+		return err
+	}
+	at, err := s.resumePoint(ctx)
+	if err != nil {
+		return err
+	}
+	a.setSession(s)
+	defer a.setSession(nil)
+	for {
+		next, err := s.follow(ctx, at)
+		if err != nil {
+			return err
+		}
+		at = next
+	}
+}
+
+func (a *Archiver) setSession(s *session) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.current = s
+	if s != nil {
+		a.lastErr = ""
+	}
+}
+
+// position is a place on a timeline.
+type position struct {
+	Timeline pg.Timeline
+	LSN      pg.LSN
+}

@@ -1,0 +1,219 @@
+package archiver
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"pitr/internal/pg"
+	"pitr/internal/repo"
+)
+
+// queue holds the WAL that was received and checked and is not in the store yet. The receiver appends, the uploader takes pieces
+// in order and says when each is stored. Its size is bounded by archive.buffer_max: beyond it append waits, and with it Postgres.
+type queue struct {
+	opt queueOptions
+
+	mu       sync.Mutex // guards what follows; never held over anything that waits
+	changed  chan struct{}
+	chunks   []chunk
+	size     int
+	stored   pg.LSN // everything before it is in the store
+	taken    pg.LSN // everything before it was handed to the uploader
+	received pg.LSN
+	oldest   time.Time // arrival of the byte at stored; zero when nothing waits
+	flush    pg.LSN    // everything before it is due at once
+	eager    bool      // a commit waits for us: everything is due at once
+	closed   bool
+	waits    uint64 // how often append met the bound
+}
+
+type queueOptions struct {
+	Start         pg.LSN
+	SegmentSize   pg.SegmentSize
+	FlushInterval time.Duration
+	PartSizeMax   int
+	SizeMax       int
+}
+
+// chunk is what one append brought; it never spans a segment's end.
+type chunk struct {
+	content []byte
+	arrived time.Time
+	clock   time.Time
+	index   *repo.Index // of the segment that the chunk completes
+}
+
+// piece is what the uploader stores at once.
+type piece struct {
+	Start   pg.LSN
+	Content []byte
+	Arrived time.Time   // of its first byte
+	Clock   time.Time   // the server's, at its end
+	Index   *repo.Index // not nil: the piece completes its segment
+}
+
+func (p piece) end() pg.LSN { return p.Start + pg.LSN(len(p.Content)) }
+
+func newQueue(opt queueOptions) *queue {
+	return &queue{opt: opt, changed: make(chan struct{}), stored: opt.Start, taken: opt.Start, received: opt.Start}
+}
+
+// wake tells everyone who waits that something has changed. The caller holds mu.
+func (q *queue) wake() {
+	close(q.changed)
+	q.changed = make(chan struct{})
+}
+
+// append takes over c. It waits while the queue is full.
+func (q *queue) append(ctx context.Context, c chunk) error {
+	for waited := false; ; waited = true {
+		q.mu.Lock()
+		if q.size == 0 || q.size+len(c.content) <= q.opt.SizeMax {
+			if q.oldest.IsZero() {
+				q.oldest = c.arrived
+			}
+			q.chunks = append(q.chunks, c)
+			q.size += len(c.content)
+			q.received += pg.LSN(len(c.content))
+			q.wake()
+			q.mu.Unlock()
+			return nil
+		}
+		if !waited {
+			q.waits++
+		}
+		changed := q.changed
+		q.mu.Unlock()
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-changed:
+		}
+	}
+}
+
+// close says that nothing will be appended any more; what is there is due at once.
+func (q *queue) close() {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.closed = true
+	q.wake()
+}
+
+// flushNow makes everything that was received so far due at once.
+func (q *queue) flushNow() {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.flush = q.received
+	q.wake()
+}
+
+// setEager says whether commits wait for us.
+func (q *queue) setEager(eager bool) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.eager != eager {
+		q.eager = eager
+		q.wake()
+	}
+}
+
+// next waits until a piece is due and takes it. ok is false when the queue is closed and empty. lag is how long a put takes at present:
+// a piece is cut that much before its age reaches the flush interval.
+func (q *queue) next(ctx context.Context, lag time.Duration) (p piece, ok bool, err error) {
+	for {
+		q.mu.Lock()
+		wait, due := q.due(time.Now(), lag)
+		if due {
+			p = q.take()
+			q.mu.Unlock()
+			return p, true, nil
+		}
+		finished, changed := q.closed && len(q.chunks) == 0, q.changed
+		q.mu.Unlock()
+		if finished {
+			return piece{}, false, nil
+		}
+		timer := time.NewTimer(wait)
+		select {
+		case <-ctx.Done():
+			timer.Stop()
+			return piece{}, false, ctx.Err()
+		case <-changed:
+			timer.Stop()
+		case <-timer.C:
+		}
+	}
+}
+
+// idleWait is how long next sleeps when nothing waits; every append wakes it.
+const idleWait = time.Hour
+
+// due decides whether a piece should be cut now, and if not, after which time at the latest. The caller holds mu.
+func (q *queue) due(now time.Time, lag time.Duration) (time.Duration, bool) {
+	if len(q.chunks) == 0 {
+		return idleWait, false
+	}
+	if q.closed || q.eager || q.flush > q.taken || q.size >= q.opt.PartSizeMax {
+		return 0, true
+	}
+	for _, c := range q.chunks {
+		if c.index != nil {
+			return 0, true
+		}
+	}
+	age := now.Sub(q.chunks[0].arrived)
+	limit := q.opt.FlushInterval - min(lag, q.opt.FlushInterval/2)
+	return limit - age, age >= limit
+}
+
+// take cuts up to PartSizeMax bytes, never past the end of a segment. The caller holds mu.
+func (q *queue) take() piece {
+	p := piece{Start: q.taken, Arrived: q.chunks[0].arrived}
+	for len(q.chunks) > 0 && p.Index == nil {
+		c := &q.chunks[0]
+		room := q.opt.PartSizeMax - len(p.Content)
+		if room == 0 {
+			break
+		}
+		p.Clock = c.clock
+		if len(c.content) > room {
+			p.Content = append(p.Content, c.content[:room]...)
+			c.content = c.content[room:]
+			break
+		}
+		p.Content = append(p.Content, c.content...)
+		p.Index = c.index
+		q.chunks = q.chunks[1:]
+	}
+	q.taken = p.end()
+	return p
+}
+
+// storedUpTo says that p is in the store. Pieces are stored in the order in which they were taken.
+func (q *queue) storedUpTo(p piece) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.stored = p.end()
+	q.size -= len(p.Content)
+	q.oldest = time.Time{}
+	if len(q.chunks) > 0 {
+		q.oldest = q.chunks[0].arrived
+	}
+	q.wake()
+}
+
+// positions are what is reported to Postgres and shown in the metrics.
+type positions struct {
+	Received, Stored pg.LSN
+	Waiting          int       // bytes
+	Oldest           time.Time // arrival of the oldest byte that is not stored; zero: none waits
+	FullWaits        uint64
+}
+
+func (q *queue) positions() positions {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return positions{Received: q.received, Stored: q.stored, Waiting: q.size, Oldest: q.oldest, FullWaits: q.waits}
+}

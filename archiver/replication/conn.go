@@ -1,0 +1,172 @@
+// Package replication is the client side of Postgres's streaming replication protocol, physical replication only: identify, slots,
+// history files, the WAL stream, and BASE_BACKUP. It follows "Streaming Replication Protocol" in the PostgreSQL manual. It owns
+// pgconn for the archiver and never looks into the WAL that it carries.
+package replication
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"pitr/internal/pg"
+)
+
+// Conn is a connection in replication mode. It is not safe for use by several goroutines.
+type Conn struct {
+	conn *pgconn.PgConn
+}
+
+// ConnectOptions says where the server is and how the connection is named in pg_stat_replication.
+type ConnectOptions struct {
+	DSN             string
+	ApplicationName string
+	Replication     bool // a physical walsender; otherwise an ordinary connection for queries
+}
+
+// Connect logs in.
+func Connect(ctx context.Context, opt ConnectOptions) (*Conn, error) {
+	cfg, err := pgconn.ParseConfig(opt.DSN)
+	if err != nil {
+		return nil, fmt.Errorf("connect to Postgres: %w", err)
+	}
+	if opt.Replication {
+		cfg.RuntimeParams["replication"] = "true"
+	}
+	cfg.RuntimeParams["application_name"] = opt.ApplicationName
+	conn, err := pgconn.ConnectConfig(ctx, cfg)
+	if err != nil {
+		return nil, fmt.Errorf("connect to Postgres: %w", err)
+	}
+	return &Conn{conn}, nil
+}
+
+// Close ends the connection.
+func (c *Conn) Close(ctx context.Context) error { return c.conn.Close(ctx) }
+
+// PID is that of the server process.
+func (c *Conn) PID() uint32 { return c.conn.PID() }
+
+// ServerVersion is the reported server_version, such as 15.18 (Debian 15.18-0+deb12u1).
+func (c *Conn) ServerVersion() string { return c.conn.ParameterStatus("server_version") }
+
+// Major is the major version of the server, from what it reports.
+func (c *Conn) Major() (int, error) {
+	digits, _, _ := strings.Cut(c.ServerVersion(), ".")
+	for i, char := range digits {
+		if char < '0' || char > '9' {
+			digits = digits[:i] // 18beta1
+			break
+		}
+	}
+	major, err := strconv.Atoi(digits)
+	if err != nil {
+		return 0, fmt.Errorf("server version %q is not understood", c.ServerVersion())
+	}
+	return major, nil
+}
+
+// Query runs one statement, or one command of the replication protocol, and returns the rows of its last result as text; NULL is "".
+func (c *Conn) Query(ctx context.Context, sql string) ([][]string, error) {
+	results, err := c.conn.Exec(ctx, sql).ReadAll()
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", firstWords(sql), err)
+	}
+	if len(results) == 0 {
+		return nil, nil
+	}
+	var rows [][]string
+	for _, row := range results[len(results)-1].Rows {
+		fields := make([]string, len(row))
+		for i, field := range row {
+			fields[i] = string(field)
+		}
+		rows = append(rows, fields)
+	}
+	return rows, nil
+}
+
+func firstWords(sql string) string {
+	if len(sql) > 60 {
+		return sql[:60] + "…"
+	}
+	return sql
+}
+
+// row runs a command that answers with one row of at least n columns.
+func (c *Conn) row(ctx context.Context, sql string, n int) ([]string, error) {
+	rows, err := c.Query(ctx, sql)
+	if err != nil {
+		return nil, err
+	}
+	if len(rows) != 1 || len(rows[0]) < n {
+		return nil, fmt.Errorf("%s: got %d rows, want one of %d columns", sql, len(rows), n)
+	}
+	return rows[0], nil
+}
+
+// System is the answer of IDENTIFY_SYSTEM.
+type System struct {
+	ID       pg.SystemID
+	Timeline pg.Timeline
+	Position pg.LSN // flushed so far
+}
+
+// IdentifySystem asks who the server is.
+func (c *Conn) IdentifySystem(ctx context.Context) (System, error) {
+	row, err := c.row(ctx, "IDENTIFY_SYSTEM", 3)
+	if err != nil {
+		return System{}, err
+	}
+	id, err1 := pg.ParseSystemID(row[0])
+	tli, err2 := strconv.ParseUint(row[1], 10, 32)
+	position, err3 := pg.ParseLSN(row[2])
+	return System{id, pg.Timeline(tli), position}, errors.Join(err1, err2, err3)
+}
+
+// SegmentSize asks for wal_segment_size.
+func (c *Conn) SegmentSize(ctx context.Context) (pg.SegmentSize, error) {
+	row, err := c.row(ctx, "SHOW wal_segment_size", 1)
+	if err != nil {
+		return 0, err
+	}
+	return pg.ParseSegmentSize(row[0])
+}
+
+// TimelineHistory fetches the history file of a timeline, byte for byte.
+func (c *Conn) TimelineHistory(ctx context.Context, tli pg.Timeline) ([]byte, error) {
+	row, err := c.row(ctx, fmt.Sprintf("TIMELINE_HISTORY %d", tli), 2)
+	if err != nil {
+		return nil, err
+	}
+	if row[0] != tli.HistoryName() {
+		return nil, fmt.Errorf("TIMELINE_HISTORY %d: the server sent %s", tli, row[0])
+	}
+	return []byte(row[1]), nil
+}
+
+// CreateSlot makes a physical slot that reserves WAL at once. One that exists is no error.
+func (c *Conn) CreateSlot(ctx context.Context, name string) error {
+	_, err := c.Query(ctx, fmt.Sprintf("CREATE_REPLICATION_SLOT %s PHYSICAL RESERVE_WAL", name))
+	var pgErr *pgconn.PgError
+	if errors.As(err, &pgErr) && pgErr.Code == "42710" { // ERRCODE_DUPLICATE_OBJECT
+		return nil
+	}
+	return err
+}
+
+// DropSlot removes a slot, after whoever uses it has gone.
+func (c *Conn) DropSlot(ctx context.Context, name string) error {
+	_, err := c.Query(ctx, fmt.Sprintf("DROP_REPLICATION_SLOT %s WAIT", name))
+	return err
+}
+
+// WALRemoved reports whether an error says that the server has no longer the WAL that was asked for: WalSndSegmentOpen in
+// src/backend/replication/walsender.c, ERRCODE_UNDEFINED_FILE; or that the slot was invalidated.
+func WALRemoved(err error) bool {
+	var pgErr *pgconn.PgError
+	return errors.As(err, &pgErr) && (pgErr.Code == "58P01" || pgErr.Code == "55000" && strings.Contains(pgErr.Message, "slot"))
+}

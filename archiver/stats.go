@@ -1,0 +1,70 @@
+package archiver
+
+import (
+	"sync/atomic"
+	"time"
+
+	"pitr/internal/pg"
+)
+
+// counters count since the start of the process.
+type counters struct {
+	parts, segments, storeFailures, interruptions, corrupt, gaps atomic.Uint64
+	backupsDone, backupsFailed                                   atomic.Uint64
+	putSeconds                                                   atomic.Int64 // nanoseconds of the last put
+	storeDown                                                    atomic.Bool
+}
+
+// backupFacts are what is known of base backups.
+type backupFacts struct {
+	last   time.Time // stop time of the newest
+	lastID string
+	count  int
+}
+
+// Stats is a snapshot for people and for /metrics.
+type Stats struct {
+	Streaming     bool
+	Timeline      pg.Timeline
+	Received      pg.LSN
+	Stored        pg.LSN
+	WaitingBytes  int
+	Oldest        time.Time // arrival of the oldest byte that is not in the store; zero: none
+	StoreDown     bool
+	LastPut       time.Duration
+	Parts         uint64
+	Segments      uint64
+	StoreFailures uint64
+	Interruptions uint64
+	Corrupt       uint64
+	Gaps          uint64
+	BufferFull    uint64
+	Backups       int
+	LastBackup    time.Time
+	LastBackupID  string
+	BackupsDone   uint64
+	BackupsFailed uint64
+	LastError     string
+}
+
+// Stats returns a snapshot.
+func (a *Archiver) Stats() Stats {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	c := &a.counts
+	st := Stats{StoreDown: c.storeDown.Load(), LastPut: time.Duration(c.putSeconds.Load()), Parts: c.parts.Load(), Segments: c.segments.Load(),
+		StoreFailures: c.storeFailures.Load(), Interruptions: c.interruptions.Load(), Corrupt: c.corrupt.Load(), Gaps: c.gaps.Load(),
+		Backups: a.backups.count, LastBackup: a.backups.last, LastBackupID: a.backups.lastID,
+		BackupsDone: c.backupsDone.Load(), BackupsFailed: c.backupsFailed.Load(), LastError: a.lastErr}
+	if a.current == nil {
+		return st
+	}
+	a.current.mu.Lock()
+	defer a.current.mu.Unlock()
+	if q := a.current.queue; q != nil {
+		at := q.positions()
+		st.Streaming, st.Timeline = true, a.current.timeline
+		st.Received, st.Stored, st.WaitingBytes, st.Oldest, st.BufferFull = at.Received, at.Stored, at.Waiting, at.Oldest, at.FullWaits
+	}
+	return st
+}

@@ -1,0 +1,135 @@
+package archiver
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"pitr/internal/pg"
+	"pitr/internal/repo"
+	"pitr/internal/store"
+)
+
+func TestConflictStopsTheArchiverEvenWhenItsBufferIsFull(t *testing.T) {
+	b := newBench(t, 1)
+	opt := b.options()
+	opt.BufferMax, opt.PartSizeMax = 128<<10, 64<<10
+	a := b.run(opt)
+	a.archived(b.written())
+	var foreign []byte // an object of the right kind with other content
+	var once sync.Once
+	full := make(chan struct{})
+	b.store.onPut(func(ctx context.Context, key string, content []byte, put func() error) error {
+		if !strings.Contains(key, ".parts/") {
+			return put()
+		}
+		if foreign == nil {
+			foreign = content
+			return put()
+		}
+		once.Do(func() {
+			<-full // the store is slow until the buffer is full; then it turns out that somebody else has written here
+			if err := b.store.Store.Put(ctx, key, foreign, store.PutOptions{}); err != nil {
+				t.Error(err)
+			}
+		})
+		return put()
+	})
+	loaded := make(chan struct{})
+	go func() {
+		defer close(loaded)
+		b.pgbench("-i", "-s", "1", "-q")
+	}()
+	defer func() { <-loaded }()
+	last, since := pg.LSN(0), time.Now()
+	until(t, "the buffer is full and stays so", func() bool {
+		st := a.Stats()
+		if st.Received != last || st.BufferFull == 0 {
+			last, since = st.Received, time.Now()
+		}
+		return time.Since(since) > 300*time.Millisecond
+	})
+	close(full)
+	select {
+	case <-a.done:
+	case <-time.After(10 * time.Second):
+		t.Fatal("the archiver hangs")
+	}
+	if !errors.Is(a.err, repo.ErrConflict) || !strings.Contains(a.err.Error(), "two clusters?") {
+		t.Errorf("got %v", a.err)
+	}
+}
+
+func TestWALThatTheServerHasRemovedIsAVisibleGapAndABackupIsWanted(t *testing.T) {
+	for how, settings := range map[string][]string{
+		"the slot was dropped":     {"max_wal_size=2MB", "min_wal_size=2MB", "wal_keep_size=0"},
+		"the slot was invalidated": {"max_wal_size=2MB", "min_wal_size=2MB", "wal_keep_size=0", "max_slot_wal_keep_size=1MB"},
+	} {
+		t.Run(how, func(t *testing.T) {
+			b := newBench(t, 1, settings...)
+			a := b.run(b.options())
+			first := b.backup() // what it needs stays
+			b.query("select pg_switch_wal()")
+			a.archived(b.written())
+			if err := a.stop(); err != nil {
+				t.Fatal(err)
+			}
+			before := b.frontier(1)
+			until(t, "the walsender is gone", func() bool { return b.query("select count(*) from pg_stat_replication") == "0" })
+			if strings.Contains(how, "dropped") {
+				b.query("select pg_drop_replication_slot('pitr')")
+			}
+			for range 6 {
+				b.query("insert into flushed values (1); select pg_switch_wal()")
+				b.query("checkpoint")
+			}
+			a = b.run(b.options())
+			end := b.written()
+			a.archived(end)
+			if st := a.Stats(); st.Gaps != 1 || !st.Streaming {
+				t.Errorf("%d gaps were counted; last error %q", st.Gaps, st.LastError)
+			}
+			until(t, "a new recovery window begins", func() bool { return a.Stats().BackupsDone > 0 })
+			if err := a.stop(); err != nil {
+				t.Fatal(err)
+			}
+			inv, err := b.repo.Inventory(t.Context(), 1, b.size, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			runs := inv.Runs()
+			if len(runs) != 2 || runs[0].Start > first.Start || runs[0].End != before || runs[1].Start <= before || runs[1].End < end {
+				t.Fatalf("the archive ended at %s, the log at %s; runs %v", before, end, runs)
+			}
+			backups, err := b.repo.Backups(t.Context())
+			if err != nil || len(backups) != 2 || backups[1].Start < runs[1].Start {
+				t.Errorf("backups %+v, %v", backups, err)
+			}
+		})
+	}
+}
+
+func TestArchiveThatIsAheadOfTheServerIsNotContinued(t *testing.T) {
+	b := newBench(t, 1)
+	a := b.run(b.options())
+	a.archived(b.written())
+	if err := a.stop(); err != nil {
+		t.Fatal(err)
+	}
+	// The archive of a server that has lost its newest WAL: a crash without fsync, or a volume that was set back.
+	end := b.frontier(1)
+	part := repo.Part{Timeline: 1, Start: end, End: b.size.Start(end) + pg.LSN(b.size)}
+	if err := b.repo.PutPart(t.Context(), b.size, part, time.Now(), make([]byte, part.End-part.Start)); err != nil {
+		t.Fatal(err)
+	}
+	a = b.run(b.options())
+	until(t, "the archiver says what is wrong", func() bool {
+		return strings.Contains(a.Stats().LastError, "the server has written only up to")
+	})
+	if a.Stats().Streaming {
+		t.Error("it streams")
+	}
+}

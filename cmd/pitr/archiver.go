@@ -1,0 +1,147 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"pitr/archiver"
+	"pitr/config"
+	"pitr/internal/monitor"
+	"pitr/internal/pg"
+	"pitr/internal/store"
+)
+
+func archiverCommand(app *app) *cobra.Command {
+	return &cobra.Command{
+		Use:   "archiver",
+		Short: "Stream WAL into the repository and take the scheduled backups",
+		Long: "Streams WAL from Postgres into the repository, takes base backups by backup.schedule and expires what backup.retention does not need.\n" +
+			"It keeps no state of its own: stop, kill or move it at any moment.\n\n" + exitHelp,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return runArchiver(cmd.Context(), app) },
+	}
+}
+
+func runArchiver(ctx context.Context, app *app) error {
+	cfg, log, err := app.load()
+	if err != nil {
+		return err
+	}
+	r, err := app.repository(cfg, log)
+	if err != nil {
+		return err
+	}
+	a, err := archiver.New(archiver.Options{
+		DSN: cfg.Postgres.DSN.Reveal(), Slot: cfg.Archive.Slot, FlushInterval: cfg.Archive.FlushInterval.D(),
+		PartSizeMax: int(cfg.Archive.PartSizeMax), BufferMax: int(cfg.Archive.BufferMax), ShutdownGrace: cfg.Archive.ShutdownGrace.D(),
+		BackupSchedule: cfg.Backup.Schedule, BackupBufferMax: int64(cfg.Backup.BufferMax), BackupWALWait: cfg.Backup.WALWait.D(),
+		RetentionWindow: cfg.Backup.Retention.Window.D(), RetentionMinimum: cfg.Backup.Retention.Minimum, Repo: r, Log: log,
+	})
+	if err != nil {
+		return &usageError{err}
+	}
+	log.Info("archiver started", "version", version, "cluster", cfg.Cluster, "store", cfg.Archive.Store, "flush_interval", cfg.Archive.FlushInterval.D())
+	err = withMonitor(ctx, monitor.Options{
+		Address: cfg.HTTP.Archiver, Log: log,
+		Metrics: func() []monitor.Metric { return archiverMetrics(a.Stats(), &app.counts, time.Now()) },
+		Ready:   func(context.Context) error { return archiverReady(a.Stats(), cfg, time.Now()) },
+	}, a.Run)
+	log.Info("archiver stopped", "stored", a.Stats().Stored)
+	return err
+}
+
+// withMonitor runs a service with its HTTP server beside it; the end of one ends the other.
+func withMonitor(ctx context.Context, opt monitor.Options, run func(context.Context) error) error {
+	if opt.Address == "" {
+		return run(ctx)
+	}
+	server, err := monitor.Listen(opt)
+	if err != nil {
+		return err
+	}
+	opt.Log.Info("serving metrics", "address", server.Addr().String())
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	served := make(chan error, 1)
+	go func() {
+		served <- server.Run(ctx)
+		cancel()
+	}()
+	err = run(ctx)
+	cancel()
+	return errors.Join(err, <-served)
+}
+
+// readyLag is how many flush intervals the oldest byte may wait before the archiver is not ready.
+const readyLag = 10
+
+func archiverReady(st archiver.Stats, cfg *config.Config, now time.Time) error {
+	switch {
+	case !st.Streaming:
+		return fmt.Errorf("not streaming: %s", st.LastError)
+	case st.StoreDown:
+		return errors.New("the store does not take WAL")
+	case !st.Oldest.IsZero() && now.Sub(st.Oldest) > readyLag*cfg.Archive.FlushInterval.D():
+		return fmt.Errorf("%d bytes have been waiting for the store for %s", st.WaitingBytes, now.Sub(st.Oldest).Round(time.Millisecond))
+	}
+	return nil
+}
+
+func archiverMetrics(st archiver.Stats, c *store.Counts, now time.Time) []monitor.Metric {
+	gauge := func(name, help string, value float64) monitor.Metric {
+		return monitor.Metric{Name: name, Help: help, Value: value}
+	}
+	counter := func(name, help string, value uint64) monitor.Metric {
+		return monitor.Metric{Name: name, Help: help, Kind: monitor.Counter, Value: float64(value)}
+	}
+	age := 0.0
+	if !st.Oldest.IsZero() {
+		age = now.Sub(st.Oldest).Seconds()
+	}
+	lastBackup := 0.0
+	if !st.LastBackup.IsZero() {
+		lastBackup = float64(st.LastBackup.Unix())
+	}
+	metrics := []monitor.Metric{
+		gauge("pitr_streaming", "1 while WAL is streamed from Postgres.", number(st.Streaming)),
+		gauge("pitr_timeline", "Timeline that is streamed.", float64(st.Timeline)),
+		gauge("pitr_wal_received_lsn", "Position up to which WAL was received, in bytes since the cluster was made.", lsnValue(st.Received)),
+		gauge("pitr_wal_archived_lsn", "Position up to which the store durably holds WAL, in bytes since the cluster was made.", lsnValue(st.Stored)),
+		gauge("pitr_wal_unarchived_bytes", "WAL that was received and is not in the store yet.", float64(st.WaitingBytes)),
+		gauge("pitr_wal_unarchived_seconds", "Age of the oldest received byte that is not in the store; 0 when all is.", age),
+		gauge("pitr_store_up", "0 while the store does not take WAL.", number(!st.StoreDown)),
+		gauge("pitr_wal_put_seconds", "Duration of the last put of WAL, retries included.", st.LastPut.Seconds()),
+		counter("pitr_wal_parts_total", "Parts of open segments that were stored.", st.Parts),
+		counter("pitr_wal_segments_total", "Whole segments that were stored.", st.Segments),
+		counter("pitr_wal_store_failures_total", "Puts of WAL that failed through all retries.", st.StoreFailures),
+		counter("pitr_wal_interruptions_total", "Times that streaming was interrupted.", st.Interruptions),
+		counter("pitr_wal_corrupt_total", "Times that the server sent WAL that failed a check.", st.Corrupt),
+		counter("pitr_wal_gaps_total", "Times that WAL was lost because the server had removed it.", st.Gaps),
+		counter("pitr_archive_buffer_max_hits_total", "Times that archive.buffer_max made reading from Postgres wait.", st.BufferFull),
+		gauge("pitr_backups", "Base backups in the repository.", float64(st.Backups)),
+		gauge("pitr_last_backup_timestamp_seconds", "When the newest base backup ended; 0 when there is none.", lastBackup),
+		counter("pitr_backups_total", "Base backups that this process has taken.", st.BackupsDone),
+		counter("pitr_backup_failures_total", "Base backups of this process that failed.", st.BackupsFailed),
+	}
+	for operation, n := range map[string]uint64{"put": c.Puts.Load(), "get": c.Gets.Load(), "list": c.Lists.Load(), "delete": c.Deletes.Load()} {
+		m := counter("pitr_store_requests_total", "Requests to the store, each attempt counted.", n)
+		m.Labels = map[string]string{"operation": operation}
+		metrics = append(metrics, m)
+	}
+	return append(metrics,
+		counter("pitr_store_request_failures_total", "Requests to the store that failed, each attempt counted.", c.Failures.Load()),
+		counter("pitr_store_put_bytes_total", "Bytes that were put.", c.BytesPut.Load()))
+}
+
+func lsnValue(lsn pg.LSN) float64 { return float64(lsn) }
+
+func number(b bool) float64 {
+	if b {
+		return 1
+	}
+	return 0
+}

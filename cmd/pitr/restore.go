@@ -1,0 +1,286 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"pitr/config"
+	"pitr/internal/pg"
+	"pitr/internal/postmaster"
+	"pitr/internal/repo"
+	"pitr/restore"
+)
+
+// restoreFlags are the flags of `pitr restore`.
+type restoreFlags struct {
+	to       string
+	into     string
+	timeline uint32
+	dryRun   bool
+	asJSON   bool
+	start    bool
+	port     int
+}
+
+func restoreCommand(app *app) *cobra.Command {
+	var f restoreFlags
+	cmd := &cobra.Command{
+		Use:   "restore --to TARGET --into DIR",
+		Short: "Bring the cluster back as it was at an instant",
+		Long: `Prints the plan, then restores into a new directory; with --start runs Postgres until it is open.
+
+TARGET is a time with its zone ("2026-11-20 14:03:21+01:00": every commit up to and including that instant), lsn:0/3000148,
+name:restore_point, or latest. Nothing is written or downloaded for a target that cannot be reached.
+
+` + exitHelp,
+		Example: `  pitr restore --to "2026-11-20 14:03:21+01:00" --dry-run
+  pitr restore --to "2026-11-20 14:03:21+01:00" --into /var/lib/postgresql/restored --start`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return runRestore(cmd, app, f) },
+	}
+	flags := cmd.Flags()
+	flags.StringVar(&f.to, "to", "", "the target: `TIME`, lsn:LSN, name:NAME or latest")
+	flags.StringVar(&f.into, "into", "", "the new data `DIRECTORY`; absent or empty")
+	flags.Uint32Var(&f.timeline, "timeline", 0, "recover along this timeline; default: the newest")
+	flags.BoolVar(&f.dryRun, "dry-run", false, "print the plan and stop")
+	flags.BoolVar(&f.asJSON, "json", false, "print JSON")
+	flags.BoolVar(&f.start, "start", false, "start Postgres and wait until it is open")
+	flags.IntVar(&f.port, "port", 0, "port for --start; default: the first free one from 5433 on")
+	return cmd
+}
+
+// restored is what `pitr restore --json` prints.
+type restored struct {
+	Plan      *restore.Plan   `json:"plan"`
+	Directory string          `json:"directory,omitempty"`
+	Result    *restore.Result `json:"result,omitempty"`
+	Opened    *restore.Opened `json:"opened,omitempty"`
+}
+
+func runRestore(cmd *cobra.Command, app *app, f restoreFlags) error {
+	if err := f.check(); err != nil {
+		return err
+	}
+	cfg, log, err := app.load()
+	if err != nil {
+		return err
+	}
+	target, err := parseTarget(f.to, cfg)
+	if err != nil {
+		return err
+	}
+	if f.into != "" {
+		if f.into, err = filepath.Abs(f.into); err != nil {
+			return err
+		}
+		if err := restore.CheckDirectory(f.into); err != nil {
+			return err
+		}
+	}
+	r, err := app.repository(cfg, log)
+	if err != nil {
+		return err
+	}
+	out := cmd.OutOrStdout()
+	plan, err := restore.NewPlan(cmd.Context(), r, target, restore.PlanOptions{Timeline: pg.Timeline(f.timeline), Now: time.Now(), Parallel: cfg.Restore.Parallel})
+	if err != nil {
+		return err
+	}
+	answer := restored{Plan: plan, Directory: f.into}
+	if !f.asJSON {
+		printPlan(out, plan, f.into)
+	}
+	if !f.dryRun {
+		if err := f.carryOut(cmd.Context(), out, cfg, log, r, &answer); err != nil {
+			return err
+		}
+	}
+	if f.asJSON {
+		return printJSON(out, answer)
+	}
+	return nil
+}
+
+func (f restoreFlags) check() error {
+	switch {
+	case f.to == "":
+		return &usageError{errors.New("restore: --to is missing: what should be brought back?")}
+	case f.into == "" && !f.dryRun:
+		return &usageError{errors.New("restore: --into is missing: name a new directory, or use --dry-run")}
+	case f.start && f.dryRun:
+		return &usageError{errors.New("restore: --start and --dry-run exclude each other")}
+	}
+	return nil
+}
+
+func parseTarget(text string, cfg *config.Config) (restore.Target, error) {
+	var zone *time.Location
+	if cfg.Restore.TimeZone != "" {
+		var err error
+		if zone, err = time.LoadLocation(cfg.Restore.TimeZone); err != nil {
+			return restore.Target{}, &usageError{err}
+		}
+	}
+	target, err := restore.ParseTarget(text, zone)
+	if err != nil {
+		return target, &usageError{fmt.Errorf("restore --to: %w", err)}
+	}
+	return target, nil
+}
+
+func printPlan(w io.Writer, plan *restore.Plan, into string) {
+	line := func(name, format string, args ...any) {
+		fmt.Fprintf(w, "%-16s %s\n", name, fmt.Sprintf(format, args...))
+	}
+	line("target", "%s", plan.Target)
+	line("backup", "%s, ended %s, PostgreSQL %d, %s in %d files", plan.BackupID, plan.Backup.StopTime.UTC().Format("2006-01-02 15:04:05Z07:00"),
+		plan.Backup.Major, bytesText(plan.BackupBytes), plan.Backup.Files)
+	word := "before"
+	if plan.StopAt {
+		word = "after"
+	}
+	line("recovery", "stops %s the record at %s on the way to timeline %d", word, plan.StopLSN, plan.Timeline)
+	if plan.LastIncluded != nil {
+		line("last included", "%s", plan.LastIncluded)
+	} else {
+		line("last included", "nothing behind the backup")
+	}
+	if plan.FirstExcluded != nil {
+		line("first excluded", "%s", plan.FirstExcluded)
+	} else {
+		line("first excluded", "nothing: this is the end of the archive")
+	}
+	line("left behind", "%d commits and aborts", plan.LeftBehind)
+	line("to fetch", "%s of backup, %s of WAL in %d segments to replay", bytesText(plan.FetchBytes), bytesText(plan.WALBytes), plan.Segments)
+	if into != "" {
+		line("into", "%s", into)
+	}
+	for _, warning := range plan.Warnings {
+		line("warning", "%s", warning)
+	}
+}
+
+// carryOut restores, and starts if asked to.
+func (f restoreFlags) carryOut(ctx context.Context, out io.Writer, cfg *config.Config, log *slog.Logger, r *repo.Repo, answer *restored) error {
+	install, err := postmaster.Find(ctx)
+	if err != nil && (f.start || os.Geteuid() == 0) {
+		return err
+	}
+	if f.start && install.Major != answer.Plan.Backup.Major {
+		return fmt.Errorf("the backup is of PostgreSQL %d, and %s is %d; set %s to the binaries of %d", answer.Plan.Backup.Major, install.Bin, install.Major,
+			postmaster.BinEnv, answer.Plan.Backup.Major)
+	}
+	command, err := fetchCommand(cfg)
+	if err != nil {
+		return err
+	}
+	own := func(string) error { return nil }
+	if install != nil {
+		own = install.Own
+		if err := checkFetch(ctx, cfg, install); err != nil {
+			return err
+		}
+	}
+	bar := newProgress(os.Stderr)
+	result, err := restore.CarryOut(ctx, r, answer.Plan, restore.Options{Dir: f.into, FetchWAL: command, Isolated: true, Parallel: cfg.Restore.Parallel, Own: own, Log: log,
+		Progress: func(done, total int64) { bar.show(fmt.Sprintf("fetched %s of %s", bytesText(done), bytesText(total))) }})
+	bar.done()
+	if err != nil {
+		return err
+	}
+	answer.Result = &result
+	if !f.asJSON {
+		fmt.Fprintf(out, "%-16s %d files, %s, verified and written in %s\n", "restored", result.Files, bytesText(result.Bytes), durationText(result.Took))
+	}
+	if !f.start {
+		return nil
+	}
+	return f.open(ctx, out, cfg, install, answer)
+}
+
+// fetchCommand is the restore_command of the restored server.
+func fetchCommand(cfg *config.Config) (string, error) {
+	self, err := os.Executable()
+	if err != nil {
+		return "", fmt.Errorf("find our own binary for restore_command: %w", err)
+	}
+	return fmt.Sprintf("%s -c %s wal fetch %%f %%p", shellQuote(self), shellQuote(cfg.Path)), nil
+}
+
+// checkFetch makes sure, before anything is downloaded, that the user who runs Postgres can run us and read the configuration and
+// the repository: recovery needs it.
+func checkFetch(ctx context.Context, cfg *config.Config, install *postmaster.Install) error {
+	if os.Geteuid() != 0 {
+		return nil
+	}
+	self, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	if out, err := install.Command(ctx, self, "-c", cfg.Path, "backups", "--json").CombinedOutput(); err != nil {
+		return fmt.Errorf("the user who runs Postgres must be able to run %s -c %s and to read the repository, so that recovery can fetch WAL: %w: %s",
+			self, cfg.Path, err, strings.TrimSpace(string(out)))
+	}
+	return nil
+}
+
+// shellQuote also doubles percent signs, which mean something in restore_command.
+func shellQuote(text string) string {
+	text = strings.ReplaceAll(text, "%", "%%")
+	if strings.Trim(text, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-/%") == "" {
+		return text
+	}
+	return "'" + strings.ReplaceAll(text, "'", `'\''`) + "'"
+}
+
+func (f restoreFlags) open(ctx context.Context, out io.Writer, cfg *config.Config, install *postmaster.Install, answer *restored) error {
+	port := f.port
+	if port == 0 {
+		var err error
+		if port, err = freePort(); err != nil {
+			return err
+		}
+	}
+	bar := newProgress(os.Stderr)
+	_, opened, err := restore.Start(ctx, install, restore.StartOptions{Dir: f.into, Port: port, Log: filepath.Clean(f.into) + ".log",
+		OpenTimeout: cfg.Restore.OpenTimeout.D(), Progress: func(status string) { bar.show("Postgres: " + status) }})
+	bar.done()
+	if err != nil {
+		return err
+	}
+	answer.Opened = &opened
+	if f.asJSON {
+		return nil
+	}
+	fmt.Fprintf(out, "%-16s on 127.0.0.1:%d after %s of recovery, timeline %s\n", "open", port, durationText(opened.Took), opened.NewTimeline)
+	fmt.Fprintf(out, "%-16s %s; last transaction %s\n", "proof", opened.Stopping, opened.LastXactTime)
+	fmt.Fprintf(out, "%-16s %s -h %s -p %d; stop: %s stop -D %s\n", "connect", install.Path("psql"), f.into, port, install.Path("pg_ctl"), f.into)
+	return nil
+}
+
+// Ports that --start tries when none is given.
+const (
+	startPortFirst = 5433
+	startPortLast  = 5533
+)
+
+func freePort() (int, error) {
+	for port := startPortFirst; port <= startPortLast; port++ {
+		listener, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port))
+		if err != nil {
+			continue
+		}
+		return port, listener.Close()
+	}
+	return 0, fmt.Errorf("no port from %d to %d is free; give --port", startPortFirst, startPortLast)
+}

@@ -1,0 +1,154 @@
+package config
+
+import (
+	"fmt"
+	"net"
+	"net/url"
+	"reflect"
+	"regexp"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// Default is the configuration of an empty file. It panics when the table of settings contradicts the struct.
+func Default() *Config {
+	cfg := &Config{}
+	for _, setting := range settings {
+		if setting.Default == "" {
+			continue
+		}
+		field := fieldOf(reflect.ValueOf(cfg).Elem(), strings.Split(setting.Key, "."))
+		if field.Kind() == reflect.Slice {
+			for text := range strings.SplitSeq(strings.Trim(setting.Default, "[]"), ", ") {
+				field.Set(reflect.Append(field, reflect.ValueOf(text)))
+			}
+			continue
+		}
+		if err := setScalar(field, setting.Default); err != nil {
+			panic("config: default of " + setting.Key + " " + err.Error())
+		}
+	}
+	return cfg
+}
+
+func fieldOf(v reflect.Value, path []string) reflect.Value {
+	for i := range v.NumField() {
+		if v.Type().Field(i).Tag.Get("yaml") != path[0] {
+			continue
+		}
+		if len(path) == 1 {
+			return v.Field(i)
+		}
+		return fieldOf(v.Field(i), path[1:])
+	}
+	panic("config: no field for the setting " + strings.Join(path, "."))
+}
+
+// lookup finds the setting of a key; a name below databases or users stands for "*".
+func lookup(key string) (Setting, bool) {
+	for _, setting := range settings {
+		if setting.Key == key || keyMatches(setting.Key, key) {
+			return setting, true
+		}
+	}
+	return Setting{}, false
+}
+
+func keyMatches(pattern, key string) bool {
+	before, after, starred := strings.Cut(pattern, "*")
+	return starred && len(key) > len(before)+len(after) && strings.HasPrefix(key, before) && strings.HasSuffix(key, after)
+}
+
+// checkRange holds a value that was written against the range of its setting.
+func checkRange(key, text string) error {
+	setting, found := lookup(key)
+	if !found || setting.Range == "" {
+		return nil
+	}
+	if low, high, bounded := strings.Cut(setting.Range, ".."); bounded {
+		value := magnitude(text)
+		if value < magnitude(low) || value > magnitude(high) {
+			return fmt.Errorf("is out of range: %s to %s", low, high)
+		}
+		return nil
+	}
+	for choice := range strings.SplitSeq(setting.Range, "|") {
+		if choice == text {
+			return nil
+		}
+	}
+	return fmt.Errorf("is none of %s", strings.ReplaceAll(setting.Range, "|", ", "))
+}
+
+// magnitude makes durations, sizes and numbers comparable within one range.
+func magnitude(text string) int64 {
+	if n, err := strconv.ParseInt(text, 10, 64); err == nil {
+		return n
+	}
+	if d, err := ParseDuration(text); err == nil {
+		return int64(d)
+	}
+	b, err := ParseByteSize(text)
+	if err != nil {
+		panic("config: range bound " + text + " is neither number, duration nor size")
+	}
+	return int64(b)
+}
+
+var (
+	clusterName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$`)
+	// slotName follows ReplicationSlotValidateName in src/backend/replication/slot.c.
+	slotName = regexp.MustCompile(`^[a-z0-9_]{1,63}$`)
+	cronExpr = regexp.MustCompile(`^(@[a-z]+|\S+ +\S+ +\S+ +\S+ +\S+)$`)
+)
+
+// validate checks what one value alone cannot tell. Its problems carry no line.
+func validate(cfg *Config) []Problem {
+	var problems []Problem
+	check := func(ok bool, key, text string) {
+		if !ok {
+			problems = append(problems, Problem{Key: key, Text: text})
+		}
+	}
+	check(clusterName.MatchString(cfg.Cluster), "cluster", fmt.Sprintf("%q is no name of up to 63 letters, digits, -, _ and .", cfg.Cluster))
+	check(slotName.MatchString(cfg.Archive.Slot), "archive.slot", fmt.Sprintf("%q is no name of a slot: lower-case letters, digits and _", cfg.Archive.Slot))
+	check(cfg.Backup.Schedule == "" || cronExpr.MatchString(cfg.Backup.Schedule), "backup.schedule", fmt.Sprintf("%q is no cron expression of five fields", cfg.Backup.Schedule))
+	check(cfg.Archive.BufferMax >= 2*cfg.Archive.PartSizeMax, "archive.buffer_max", "must be at least twice archive.part_size_max")
+	if cfg.Archive.Store != "" {
+		problems = append(problems, validateStore(cfg.Archive.Store)...)
+	}
+	for i, address := range cfg.Pooler.Listen {
+		_, _, err := net.SplitHostPort(address)
+		check(err == nil, fmt.Sprintf("pooler.listen[%d]", i), fmt.Sprintf("%q is no host:port", address))
+	}
+	check(len(cfg.Pooler.Listen) > 0, "pooler.listen", "names no address")
+	for key, address := range map[string]string{"http.pooler": cfg.HTTP.Pooler, "http.archiver": cfg.HTTP.Archiver} {
+		_, _, err := net.SplitHostPort(address)
+		check(address == "" || err == nil, key, fmt.Sprintf("%q is no host:port", address))
+	}
+	if zone := cfg.Restore.TimeZone; zone != "" {
+		_, err := time.LoadLocation(zone)
+		check(err == nil && zone != "Local", "restore.time_zone", fmt.Sprintf("%q is no time zone, for example Europe/Berlin", zone))
+	}
+	return problems
+}
+
+func validateStore(text string) []Problem {
+	u, err := url.Parse(text)
+	problem := ""
+	switch {
+	case err != nil:
+		problem = "is no URL"
+	case u.Scheme == "file" && (u.Host != "" || !strings.HasPrefix(u.Path, "/")):
+		problem = "needs an absolute path: file:///directory"
+	case u.Scheme == "s3" && u.Host == "":
+		problem = "needs a bucket: s3://bucket/prefix"
+	case u.Scheme != "file" && u.Scheme != "s3":
+		problem = "must begin with file:// or s3://"
+	}
+	if problem == "" {
+		return nil
+	}
+	return []Problem{{Key: "archive.store", Text: problem}}
+}

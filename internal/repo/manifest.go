@@ -1,0 +1,257 @@
+package repo
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"path/filepath"
+	"time"
+
+	"github.com/klauspost/compress/zstd"
+
+	"pitr/internal/pg"
+	"pitr/internal/store"
+)
+
+// ExtentSize is the size of the pieces into which files are cut; the last one of a file is shorter.
+const ExtentSize = 256 << 10
+
+// Backup is what a manifest says of its backup as a whole: its first line. docs/FORMAT.md, "Manifest".
+type Backup struct {
+	ID            string         `json:"backup"`
+	SystemID      pg.SystemID    `json:"system_identifier,string"`
+	ServerVersion string         `json:"server_version"`
+	Major         int            `json:"server_major"`
+	Timeline      pg.Timeline    `json:"timeline"`
+	SegmentSize   pg.SegmentSize `json:"wal_segment_size"`
+	ExtentSize    int            `json:"extent_size"`
+
+	Start     pg.LSN    `json:"start_lsn"` // redo of the backup's checkpoint: recovery begins here
+	Stop      pg.LSN    `json:"stop_lsn"`  // the copy is consistent from here on
+	StartTime time.Time `json:"start_time"`
+	StopTime  time.Time `json:"stop_time"`
+
+	Files       int               `json:"files"`
+	Bytes       int64             `json:"bytes"`        // of the files
+	StoredBytes int64             `json:"stored_bytes"` // of the packs
+	Packs       []Pack            `json:"packs"`
+	Settings    map[string]string `json:"settings"` // those that recovery needs at least as high
+	Tablespaces []Tablespace      `json:"tablespaces,omitempty"`
+}
+
+// Pack is an object that holds extents.
+type Pack struct {
+	Key  string `json:"key"`  // below the cluster's prefix
+	Size int64  `json:"size"` // of the object in bytes
+}
+
+// Tablespace is a tablespace outside the data directory.
+type Tablespace struct {
+	OID  string `json:"oid"`
+	Path string `json:"path"` // on the server that was backed up
+}
+
+// File is one line of a manifest: a file or a directory below the data directory.
+type File struct {
+	Path    string    `json:"path"` // slashes, relative to the data directory; a tablespace's files are below pg_tblspc/<oid>/
+	Type    FileType  `json:"type,omitempty"`
+	Mode    uint32    `json:"mode,omitempty"` // permission bits
+	Size    int64     `json:"size,omitempty"`
+	ModTime time.Time `json:"mtime"`
+	Extents []Extent  `json:"extents,omitempty"`
+}
+
+// FileType tells what is not a regular file.
+type FileType string
+
+// A regular file has no type.
+const (
+	TypeFile FileType = ""
+	TypeDir  FileType = "dir"
+)
+
+// Extent says where a piece of a file lies and what its bytes must hash to. In JSON it is [pack, offset, length, "hash"].
+type Extent struct {
+	Pack   int    // index into Backup.Packs
+	Offset int64  // in the object
+	Length int    // of the frame
+	Hash   Digest // of the plain bytes
+}
+
+// Digest is the first half of a SHA-256.
+type Digest [16]byte
+
+// MarshalJSON implements json.Marshaler.
+func (e Extent) MarshalJSON() ([]byte, error) {
+	return fmt.Appendf(nil, `[%d,%d,%d,"%x"]`, e.Pack, e.Offset, e.Length, e.Hash), nil
+}
+
+// UnmarshalJSON implements json.Unmarshaler.
+func (e *Extent) UnmarshalJSON(b []byte) error {
+	var digest string
+	if err := json.Unmarshal(b, &[]any{&e.Pack, &e.Offset, &e.Length, &digest}); err != nil {
+		return err
+	}
+	raw, err := hex.DecodeString(digest)
+	if err != nil || len(raw) != len(e.Hash) {
+		return fmt.Errorf("%q is no hash", digest)
+	}
+	copy(e.Hash[:], raw)
+	return nil
+}
+
+// manifestEnd is the last line of a manifest; a manifest without it is damaged.
+type manifestEnd struct {
+	End   bool `json:"end"`
+	Files int  `json:"files"`
+}
+
+// ManifestWriter collects the lines of a manifest in memory.
+type ManifestWriter struct {
+	repo  *Repo
+	files int
+	lines bytes.Buffer
+}
+
+// NewManifest begins a manifest.
+func (r *Repo) NewManifest() *ManifestWriter { return &ManifestWriter{repo: r} }
+
+// Add appends a line.
+func (w *ManifestWriter) Add(f File) error {
+	line, err := json.Marshal(f)
+	if err != nil {
+		return fmt.Errorf("manifest line of %s: %w", f.Path, err)
+	}
+	w.lines.Write(append(line, '\n'))
+	w.files++
+	return nil
+}
+
+// Publish writes the manifest: from now on the backup exists (law 4).
+func (w *ManifestWriter) Publish(ctx context.Context, b Backup) error {
+	b.Files = w.files
+	first, err := json.Marshal(b)
+	if err != nil {
+		return fmt.Errorf("manifest of %s: %w", b.ID, err)
+	}
+	last, err := json.Marshal(manifestEnd{End: true, Files: w.files})
+	if err != nil {
+		return fmt.Errorf("manifest of %s: %w", b.ID, err)
+	}
+	// The first line is a frame of its own, so that listing backups reads little.
+	first = append(first, '\n')
+	rest := append(w.lines.Bytes(), append(last, '\n')...)
+	body := w.repo.compressor.Append(nil, first)
+	body = w.repo.compressor.Append(body, rest)
+	object := seal(KindManifest, b.StopTime, append(first, rest...), body, CodecZstd)
+	return w.repo.put(ctx, manifestKey(b.ID), object, KindManifest)
+}
+
+const (
+	// manifestSizeMax bounds a manifest's plain bytes: some 64 TiB of database.
+	manifestSizeMax = 16 << 30
+	// manifestLineMax bounds its first line, which lists the packs, some 60 bytes for each.
+	manifestLineMax = 128 << 20
+)
+
+// Manifest is a whole manifest in memory.
+type Manifest struct {
+	Backup
+	Entries []File
+}
+
+// ReadManifest returns the manifest of a backup after its hash was compared.
+func (r *Repo) ReadManifest(ctx context.Context, id string) (*Manifest, error) {
+	content, _, err := r.get(ctx, manifestKey(id), KindManifest, manifestSizeMax)
+	if err != nil {
+		return nil, err
+	}
+	m := &Manifest{}
+	lines := bufio.NewReaderSize(bytes.NewReader(content), 1<<20)
+	if err := decodeLine(lines, &m.Backup); err != nil {
+		return nil, fmt.Errorf("manifest of %s: %w: %w", id, ErrDamaged, err)
+	}
+	// Every entry is a line: a count that was not counted makes nothing large.
+	if lines := bytes.Count(content, []byte{'\n'}); m.Files < 0 || m.Files > lines {
+		return nil, fmt.Errorf("manifest of %s: %w: it says that it lists %d files, and has %d lines", id, ErrDamaged, m.Files, lines)
+	}
+	m.Entries = make([]File, m.Files)
+	for i := range m.Entries {
+		if err := decodeLine(lines, &m.Entries[i]); err != nil {
+			return nil, fmt.Errorf("manifest of %s, line %d: %w: %w", id, i+2, ErrDamaged, err)
+		}
+	}
+	var end manifestEnd
+	if err := decodeLine(lines, &end); err != nil || !end.End || end.Files != m.Files {
+		return nil, fmt.Errorf("manifest of %s: %w: its last line is missing (%v)", id, ErrDamaged, err)
+	}
+	return m, m.check()
+}
+
+func decodeLine(lines *bufio.Reader, into any) error {
+	line, err := lines.ReadBytes('\n')
+	if err != nil {
+		return err
+	}
+	return json.Unmarshal(line, into)
+}
+
+// check holds the references of a manifest against its own tables.
+func (m *Manifest) check() error {
+	for _, f := range m.Entries {
+		if !filepath.IsLocal(f.Path) {
+			return fmt.Errorf("manifest of %s: %w: %q is no name below the data directory", m.ID, ErrDamaged, f.Path)
+		}
+		if want := (f.Size + ExtentSize - 1) / ExtentSize; f.Size < 0 || int64(len(f.Extents)) != want {
+			return fmt.Errorf("manifest of %s: %w: %s has %d extents for %d bytes", m.ID, ErrDamaged, f.Path, len(f.Extents), f.Size)
+		}
+		for _, e := range f.Extents {
+			if e.Pack < 0 || e.Pack >= len(m.Packs) || e.Offset < headerSize || e.Length <= 0 || int64(e.Length) > m.Packs[e.Pack].Size-e.Offset {
+				return fmt.Errorf("manifest of %s: %w: %s refers to bytes that no pack has", m.ID, ErrDamaged, f.Path)
+			}
+		}
+	}
+	return nil
+}
+
+// ReadBackup returns the first line of a manifest only. The hash of the object says nothing about a part of it, so it is the checksum
+// of the line's frame that is compared.
+func (r *Repo) ReadBackup(ctx context.Context, id string) (b Backup, err error) {
+	body, _, err := r.stream(ctx, manifestKey(id), KindManifest)
+	if err != nil {
+		return Backup{}, err
+	}
+	defer func() { err = errors.Join(err, body.Close()) }()
+	frames, err := zstd.NewReader(body, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(decoderMemoryMax))
+	if err != nil {
+		return Backup{}, fmt.Errorf("manifest of %s: %w", id, err)
+	}
+	defer frames.Close()
+	if err := decodeLine(bufio.NewReader(io.LimitReader(frames, manifestLineMax)), &b); err != nil {
+		return Backup{}, fmt.Errorf("manifest of %s: %w: %w", id, ErrDamaged, err)
+	}
+	return b, nil
+}
+
+// Backups lists the backups that exist, oldest first.
+func (r *Repo) Backups(ctx context.Context) ([]Backup, error) {
+	var backups []Backup
+	err := r.keys(ctx, backupsDir, func(object store.Object) error {
+		id := object.Key[len(backupsDir):]
+		if len(id) <= len(manifestName) || id[len(id)-len(manifestName):] != manifestName {
+			return fmt.Errorf("list %s: %s is no manifest: %w", backupsDir, object.Key, ErrDamaged)
+		}
+		b, err := r.ReadBackup(ctx, id[:len(id)-len(manifestName)])
+		if errors.Is(err, store.ErrNotExist) {
+			return nil // expired meanwhile
+		}
+		backups = append(backups, b)
+		return err
+	})
+	return backups, err
+}

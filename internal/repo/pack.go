@@ -1,0 +1,111 @@
+package repo
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+
+	"pitr/internal/store"
+)
+
+// PackSizeMax is the size at which a pack is closed: a handful of extents may exceed it by one frame.
+const PackSizeMax = 64 << 20
+
+// DigestOf returns the hash that a manifest keeps of an extent's plain bytes.
+func DigestOf(content []byte) Digest {
+	sum := sha256.Sum256(content)
+	return Digest(sum[:16])
+}
+
+// CompressExtent returns content as one zstd frame.
+func (r *Repo) CompressExtent(content []byte) []byte {
+	return r.compressor.Append(make([]byte, 0, len(content)/2+64), content)
+}
+
+// PackBuilder collects frames for one pack.
+type PackBuilder struct {
+	object []byte // room for the header, then frames
+}
+
+// Add appends a frame and returns its offset in the object.
+func (b *PackBuilder) Add(frame []byte) int64 {
+	if b.object == nil {
+		b.object = make([]byte, headerSize, headerSize+len(frame))
+	}
+	offset := int64(len(b.object))
+	b.object = append(b.object, frame...)
+	return offset
+}
+
+// Size is that of the object so far; zero when nothing was added.
+func (b *PackBuilder) Size() int64 { return int64(len(b.object)) }
+
+// PutPack stores a pack of a backup and returns what the manifest says of it. Nothing may be added to b afterwards.
+func (r *Repo) PutPack(ctx context.Context, backup string, number int, b *PackBuilder) (Pack, error) {
+	content := b.object[headerSize:]
+	h := Header{Kind: KindPack, Codec: CodecNone, PlainLength: uint64(len(content)), Hash: sha256.Sum256(content)}
+	copy(b.object, h.encode())
+	key := packKey(backup, number)
+	return Pack{Key: key, Size: b.Size()}, r.put(ctx, key, b.object, KindPack)
+}
+
+// PackReader reads a run of bytes of a pack.
+func (r *Repo) PackReader(ctx context.Context, p Pack, offset, length int64) (io.ReadCloser, error) {
+	if !strings.HasPrefix(p.Key, packsDir) {
+		return nil, fmt.Errorf("get %s: %w: it is no key of a pack", p.Key, ErrDamaged)
+	}
+	body, err := r.store.Get(ctx, r.prefix+p.Key, offset, length)
+	if err != nil {
+		return nil, fmt.Errorf("get %s: %w", p.Key, err)
+	}
+	return body, nil
+}
+
+// DecodeExtent returns the length plain bytes of a frame after their hash was compared.
+func DecodeExtent(frame []byte, length int, want Digest) ([]byte, error) {
+	content, err := decodeFrame(frame, length)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrDamaged, err)
+	}
+	if DigestOf(content) != want {
+		return nil, fmt.Errorf("%w: the hash of an extent is wrong", ErrDamaged)
+	}
+	return content, nil
+}
+
+// VerifyPack reads a whole pack and compares its hash.
+func (r *Repo) VerifyPack(ctx context.Context, p Pack) error {
+	_, _, err := r.get(ctx, p.Key, KindPack, 2*PackSizeMax)
+	return err
+}
+
+// StoredPacks lists the packs that lie in the store, by backup, with or without a manifest.
+func (r *Repo) StoredPacks(ctx context.Context) (map[string][]Pack, error) {
+	packs := map[string][]Pack{}
+	err := r.keys(ctx, packsDir, func(object store.Object) error {
+		backup, _, found := strings.Cut(object.Key[len(packsDir):], "/")
+		if !found {
+			return fmt.Errorf("list %s: %s is no pack: %w", packsDir, object.Key, ErrDamaged)
+		}
+		packs[backup] = append(packs[backup], Pack{Key: object.Key, Size: object.Size})
+		return nil
+	})
+	return packs, err
+}
+
+// DeleteBackup removes a backup: its manifest first, so that it does not exist any more, then its packs.
+func (r *Repo) DeleteBackup(ctx context.Context, id string, packs []Pack) error {
+	if err := r.store.Delete(ctx, r.prefix+manifestKey(id)); err != nil {
+		return fmt.Errorf("delete %s: %w", manifestKey(id), err)
+	}
+	var errs []error
+	for _, pack := range packs {
+		if err := r.store.Delete(ctx, r.prefix+pack.Key); err != nil {
+			errs = append(errs, fmt.Errorf("delete %s: %w", pack.Key, err))
+		}
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,303 @@
+package repo
+
+import (
+	"cmp"
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"hash"
+	"slices"
+	"time"
+
+	"pitr/internal/pg"
+	"pitr/internal/store"
+)
+
+// PutPart stores the bytes of a stretch of WAL; p.End - p.Start of them. asOf is the server's clock when it had sent them.
+func (r *Repo) PutPart(ctx context.Context, size pg.SegmentSize, p Part, asOf time.Time, content []byte) error {
+	if pg.LSN(len(content)) != p.End-p.Start || size.Start(p.Start) != size.Start(p.End-1) {
+		panic("repo: a part is the bytes between its positions, within one segment")
+	}
+	object := seal(KindPart, asOf, content, r.compressor.Append(nil, content), CodecZstd)
+	return r.put(ctx, partKey(p, size), object, KindPart)
+}
+
+// PutSegment stores a whole segment.
+func (r *Repo) PutSegment(ctx context.Context, size pg.SegmentSize, segment pg.Segment, asOf time.Time, b *SegmentBuilder) error {
+	if b.length != uint64(size) {
+		panic("repo: a segment is whole")
+	}
+	h := Header{Kind: KindSegment, Codec: CodecZstd, PlainLength: b.length, AsOf: asOf, Hash: [sha256.Size]byte(b.hash.Sum(nil))}
+	return r.put(ctx, segmentKey(segment, size), append(h.encode(), b.frames...), KindSegment)
+}
+
+// DeletePart removes a part whose segment is there as a whole.
+func (r *Repo) DeletePart(ctx context.Context, size pg.SegmentSize, p Part) error {
+	return r.store.Delete(ctx, r.prefix+partKey(p, size))
+}
+
+// DeleteSegment removes a segment and its index: the index first, since nobody would look for one whose segment has gone.
+func (r *Repo) DeleteSegment(ctx context.Context, size pg.SegmentSize, segment pg.Segment) error {
+	if err := r.store.Delete(ctx, r.prefix+indexKey(segment, size)); err != nil {
+		return fmt.Errorf("delete %s: %w", indexKey(segment, size), err)
+	}
+	return r.store.Delete(ctx, r.prefix+segmentKey(segment, size))
+}
+
+// Inventory is what WAL of one timeline the repository holds, by names alone.
+type Inventory struct {
+	Timeline pg.Timeline
+	Size     pg.SegmentSize
+	Segments []uint64          // numbers of whole segments, in order
+	Parts    map[uint64][]Part // by number of segment, in order of their starts
+	Bytes    int64             // stored
+}
+
+// Inventory lists the WAL of a timeline from the segment that holds from onwards.
+func (r *Repo) Inventory(ctx context.Context, tli pg.Timeline, size pg.SegmentSize, from pg.LSN) (*Inventory, error) {
+	inv := &Inventory{Timeline: tli, Size: size, Parts: map[uint64][]Part{}}
+	after := ""
+	if from > 0 {
+		after = keyBefore(size.Segment(tli, from), size)
+	}
+	if err := r.listWAL(ctx, inv, after); err != nil {
+		return nil, err
+	}
+	// An archiver that completes a segment while we list puts it under a name that we may have passed, and removes its parts before
+	// we come to them. By now it is there: a second look behind what is whole finds all that was there when the first began.
+	if runs := inv.Runs(); len(runs) > 0 {
+		after = keyBefore(size.Segment(tli, runs[0].End), size)
+	}
+	return inv, r.listWAL(ctx, inv, after)
+}
+
+// keyBefore is a string between the keys of the segment before, with its parts, and those of this one: '~' sorts behind all that names
+// contain.
+func keyBefore(segment pg.Segment, size pg.SegmentSize) string {
+	key := segmentKey(segment, size)
+	return key[:len(key)-1] + string(key[len(key)-1]-1) + "~"
+}
+
+// listWAL adds what lies behind a key to inv.
+func (r *Repo) listWAL(ctx context.Context, inv *Inventory, after string) error {
+	dir := walDir + inv.Timeline.Hex() + "/"
+	if after != "" {
+		after = r.prefix + after
+	}
+	for object, err := range r.store.List(ctx, r.prefix+dir, after) {
+		if err != nil {
+			return fmt.Errorf("list %s: %w", dir, err)
+		}
+		segment, part, ok := parseWALKey(object.Key[len(r.prefix):], inv.Size)
+		if !ok {
+			return fmt.Errorf("list %s: %s is neither a segment nor a part: %w", dir, object.Key, ErrDamaged)
+		}
+		isNew := false
+		if part == nil {
+			isNew = inv.addSegment(segment.Number)
+		} else {
+			part.Size = object.Size
+			isNew = inv.addPart(segment.Number, *part)
+		}
+		if isNew {
+			inv.Bytes += object.Size
+		}
+	}
+	return nil
+}
+
+func (inv *Inventory) addSegment(number uint64) (isNew bool) {
+	i, found := slices.BinarySearch(inv.Segments, number)
+	if !found {
+		inv.Segments = slices.Insert(inv.Segments, i, number)
+	}
+	return !found
+}
+
+func (inv *Inventory) addPart(number uint64, part Part) (isNew bool) {
+	parts := inv.Parts[number]
+	i, found := slices.BinarySearchFunc(parts, part, func(a, b Part) int {
+		return cmp.Or(cmp.Compare(a.Start, b.Start), cmp.Compare(a.End, b.End))
+	})
+	if !found {
+		inv.Parts[number] = slices.Insert(parts, i, part)
+	}
+	return !found
+}
+
+// HasSegment reports whether the whole segment is there.
+func (inv *Inventory) HasSegment(number uint64) bool {
+	_, found := slices.BinarySearch(inv.Segments, number)
+	return found
+}
+
+// Run is a stretch of WAL without a gap.
+type Run struct {
+	Start, End pg.LSN
+}
+
+// Runs are the stretches that are there, in order. More than one means that something is missing between them.
+func (inv *Inventory) Runs() []Run {
+	numbers := slices.Clone(inv.Segments)
+	for number := range inv.Parts {
+		if !inv.HasSegment(number) {
+			numbers = append(numbers, number)
+		}
+	}
+	slices.Sort(numbers)
+	var runs []Run
+	for _, number := range numbers {
+		segment := pg.Segment{Number: number}
+		start, end := segment.Start(inv.Size), segment.End(inv.Size)
+		if !inv.HasSegment(number) {
+			end = inv.within(number, start)
+		}
+		switch n := len(runs); {
+		case start == end: // parts without the first one: unreadable
+		case n > 0 && runs[n-1].End == start:
+			runs[n-1].End = end
+		default:
+			runs = append(runs, Run{start, end})
+		}
+	}
+	return runs
+}
+
+// Last is the position behind everything that is there, gaps or not.
+func (inv *Inventory) Last() pg.LSN {
+	var last pg.LSN
+	if n := len(inv.Segments); n > 0 {
+		last = pg.Segment{Number: inv.Segments[n-1]}.End(inv.Size)
+	}
+	for _, parts := range inv.Parts {
+		for _, part := range parts {
+			last = max(last, part.End)
+		}
+	}
+	return last
+}
+
+// chain picks parts that hold the bytes from a position on without a gap. They come in the order of their starts and may overlap: an
+// archiver that was killed leaves some that the next one cut otherwise, with the same bytes.
+func chain(parts []Part, from pg.LSN) []Part {
+	var picked []Part
+	for {
+		best := Part{End: from}
+		for len(parts) > 0 && parts[0].Start <= from {
+			if parts[0].End > best.End {
+				best = parts[0]
+			}
+			parts = parts[1:]
+		}
+		if best.End == from {
+			return picked
+		}
+		picked = append(picked, best)
+		from = best.End
+	}
+}
+
+// ReadSegment returns the bytes of a segment: all of them, or, while it is open, those from its start that parts hold.
+// store.ErrNotExist says that certainly neither is there.
+func (r *Repo) ReadSegment(ctx context.Context, size pg.SegmentSize, segment pg.Segment) ([]byte, error) {
+	content, err := r.readWhole(ctx, size, segment)
+	if !errors.Is(err, store.ErrNotExist) {
+		return content, err
+	}
+	content, partsErr := r.readParts(ctx, size, segment)
+	if partsErr == nil && len(content) > 0 {
+		return content, nil
+	}
+	if partsErr != nil && !errors.Is(partsErr, store.ErrNotExist) && !errors.Is(partsErr, errNoFirstPart) {
+		return nil, partsErr
+	}
+	// Nothing, or a part that was listed has gone: the archiver may just have completed the segment and removed its parts.
+	content, err = r.readWhole(ctx, size, segment)
+	if partsErr != nil && errors.Is(err, store.ErrNotExist) {
+		// There are parts, so the archive does not end before this segment.
+		return nil, fmt.Errorf("get %s: %w: %s", segmentKey(segment, size), ErrDamaged, partsErr.Error())
+	}
+	return content, err
+}
+
+var errNoFirstPart = errors.New("there are parts, but not the one from the segment's start")
+
+func (r *Repo) readWhole(ctx context.Context, size pg.SegmentSize, segment pg.Segment) ([]byte, error) {
+	content, _, err := r.get(ctx, segmentKey(segment, size), KindSegment, int64(size))
+	if err == nil && pg.SegmentSize(len(content)) != size {
+		err = fmt.Errorf("get %s: %w: it has %d bytes", segmentKey(segment, size), ErrDamaged, len(content))
+	}
+	return content, err
+}
+
+func (r *Repo) readParts(ctx context.Context, size pg.SegmentSize, segment pg.Segment) ([]byte, error) {
+	parts, err := r.parts(ctx, size, segment)
+	if err != nil {
+		return nil, err
+	}
+	var content []byte
+	at := segment.Start(size)
+	picked := chain(parts, at)
+	if len(picked) == 0 && len(parts) > 0 {
+		return nil, errNoFirstPart
+	}
+	for _, part := range picked {
+		bytes, err := r.ReadPart(ctx, size, part)
+		if err != nil {
+			return nil, err
+		}
+		content = append(content, bytes[at-part.Start:]...)
+		at = part.End
+	}
+	return content, nil
+}
+
+func (r *Repo) parts(ctx context.Context, size pg.SegmentSize, segment pg.Segment) ([]Part, error) {
+	var parts []Part
+	err := r.keys(ctx, segmentKey(segment, size)+partsSuffix+"/", func(object store.Object) error {
+		_, part, ok := parseWALKey(object.Key, size)
+		if !ok || part == nil {
+			return fmt.Errorf("%s is no part: %w", object.Key, ErrDamaged)
+		}
+		part.Size = object.Size
+		parts = append(parts, *part)
+		return nil
+	})
+	return parts, err
+}
+
+// ReadPart returns the bytes of one part.
+func (r *Repo) ReadPart(ctx context.Context, size pg.SegmentSize, part Part) ([]byte, error) {
+	content, _, err := r.get(ctx, partKey(part, size), KindPart, int64(size))
+	if err == nil && pg.LSN(len(content)) != part.End-part.Start {
+		err = fmt.Errorf("get %s: %w: it has %d bytes", partKey(part, size), ErrDamaged, len(content))
+	}
+	return content, err
+}
+
+// PartClock is the server's clock at the end of a part.
+func (r *Repo) PartClock(ctx context.Context, size pg.SegmentSize, part Part) (Clock, error) {
+	header, err := r.header(ctx, partKey(part, size), KindPart)
+	return Clock{LSN: part.End, Time: header.AsOf}, err
+}
+
+// SegmentBuilder collects a segment piece by piece, each compressed as a frame of its own. The zero value is empty.
+type SegmentBuilder struct {
+	hash   hash.Hash
+	frames []byte
+	length uint64
+}
+
+// Add appends the next bytes of the segment.
+func (b *SegmentBuilder) Add(r *Repo, content []byte) {
+	if b.hash == nil {
+		b.hash = sha256.New()
+	}
+	b.hash.Write(content)
+	b.frames = r.compressor.Append(b.frames, content)
+	b.length += uint64(len(content))
+}
+
+// Length is the number of plain bytes so far.
+func (b *SegmentBuilder) Length() uint64 { return b.length }

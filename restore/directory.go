@@ -1,0 +1,158 @@
+package restore
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+
+	"pitr/internal/repo"
+)
+
+// unfinishedMark is a file in a data directory that pitr has begun to restore and not finished; it may be begun anew.
+const unfinishedMark = "pitr_restore_unfinished"
+
+// Errors of CheckDirectory.
+var (
+	ErrNotEmpty = errors.New("the directory is not empty")
+	ErrInUse    = errors.New("a server is using the directory")
+)
+
+// CheckDirectory refuses a directory that a restore must not touch. One that is absent or empty is fine, and so is the rest of an
+// unfinished restore.
+func CheckDirectory(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		parent := filepath.Dir(dir)
+		if _, err := os.Stat(parent); err != nil {
+			return fmt.Errorf("restore into %s: %w", dir, err)
+		}
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("restore into %s: %w", dir, err)
+	}
+	if pid := postmasterPID(dir); pid != 0 && syscall.Kill(pid, 0) != syscall.ESRCH {
+		return fmt.Errorf("restore into %s: %w (process %d); stop it, or restore into another directory", dir, ErrInUse, pid)
+	}
+	if len(entries) == 0 || Unfinished(dir) {
+		return nil
+	}
+	return fmt.Errorf("restore into %s: %w; restore into a new one", dir, ErrNotEmpty)
+}
+
+// Unfinished reports whether dir holds the rest of a restore that did not finish.
+func Unfinished(dir string) bool {
+	_, markErr := os.Stat(filepath.Join(dir, unfinishedMark))
+	_, controlErr := os.Stat(filepath.Join(dir, controlFile))
+	return markErr == nil && errors.Is(controlErr, fs.ErrNotExist)
+}
+
+// postmasterPID reads the first line of postmaster.pid: LOCK_FILE_LINE_PID of src/include/utils/pidfile.h.
+func postmasterPID(dir string) int {
+	content, err := os.ReadFile(filepath.Join(dir, "postmaster.pid"))
+	if err != nil {
+		return 0
+	}
+	first, _, _ := strings.Cut(string(content), "\n")
+	pid, err := strconv.Atoi(strings.TrimSpace(first))
+	if err != nil || pid <= 0 {
+		return 0
+	}
+	return pid
+}
+
+// checkSpace refuses a restore for which the file system has no room. The WAL that recovery fetches passes through one segment at a time.
+func checkSpace(dir string, need int64) error {
+	for {
+		var st syscall.Statfs_t
+		err := syscall.Statfs(dir, &st)
+		if errors.Is(err, fs.ErrNotExist) && dir != filepath.Dir(dir) {
+			dir = filepath.Dir(dir)
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("free space of %s: %w", dir, err)
+		}
+		if free := int64(st.Bavail) * st.Bsize; free < need {
+			return fmt.Errorf("%s has %d MiB free, the backup needs %d MiB", dir, free>>20, need>>20)
+		}
+		return nil
+	}
+}
+
+// layout makes the empty directory tree and marks it as unfinished.
+func layout(dir string, m *repo.Manifest, own func(string) error) error {
+	if Unfinished(dir) {
+		if err := clearDirectory(dir); err != nil {
+			return err
+		}
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	if err := os.WriteFile(filepath.Join(dir, unfinishedMark), []byte("pitr restore of backup "+m.ID+" has not finished\n"), 0o600); err != nil {
+		return err
+	}
+	for _, tablespace := range m.Tablespaces {
+		if err := layoutTablespace(dir, tablespace, own); err != nil {
+			return err
+		}
+	}
+	for _, f := range m.Entries {
+		if !filepath.IsLocal(f.Path) {
+			return fmt.Errorf("the manifest names %q, which leaves the data directory: %w", f.Path, repo.ErrDamaged)
+		}
+		path := filepath.Join(dir, filepath.FromSlash(f.Path))
+		parent := filepath.Dir(path)
+		if f.Type == repo.TypeDir {
+			parent = path
+		}
+		if err := os.MkdirAll(parent, 0o700); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// layoutTablespace puts a tablespace beside the data directory, and a link to it where Postgres looks for it.
+func layoutTablespace(dir string, tablespace repo.Tablespace, own func(string) error) error {
+	if tablespace.OID == "" || strings.Trim(tablespace.OID, "0123456789") != "" {
+		return fmt.Errorf("the manifest names a tablespace %q: %w", tablespace.OID, repo.ErrDamaged)
+	}
+	target := TablespaceDir(dir, tablespace.OID)
+	if err := os.MkdirAll(target, 0o700); err != nil {
+		return err
+	}
+	if err := own(filepath.Dir(target)); err != nil {
+		return err
+	}
+	if err := os.MkdirAll(filepath.Join(dir, "pg_tblspc"), 0o700); err != nil {
+		return err
+	}
+	return os.Symlink(target, filepath.Join(dir, "pg_tblspc", tablespace.OID))
+}
+
+// TablespaceDir is where the tablespace with the given oid is restored to.
+func TablespaceDir(dir, oid string) string { return dir + ".tablespaces/" + oid }
+
+// clearDirectory removes what an unfinished restore has left.
+func clearDirectory(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	for _, entry := range entries {
+		if entry.Name() == unfinishedMark {
+			continue // last, so that a kill in between leaves it
+		}
+		if err := os.RemoveAll(filepath.Join(dir, entry.Name())); err != nil {
+			return err
+		}
+	}
+	return os.RemoveAll(dir + ".tablespaces")
+}

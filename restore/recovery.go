@@ -1,0 +1,128 @@
+package restore
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+)
+
+// required are the settings that recovery needs at least as high as the origin had them: CheckRequiredParameterValues in
+// src/backend/access/transam/xlogrecovery.c.
+var required = []string{"max_connections", "max_worker_processes", "max_wal_senders", "max_prepared_transactions", "max_locks_per_transaction"}
+
+// isolation keeps a copy from doing what its origin does. The last two stop jobs: logical subscriptions and pg_cron.
+var isolation = []string{"archive_mode = off", "primary_conninfo = ''", "primary_slot_name = ''", "synchronous_standby_names = ''",
+	"max_logical_replication_workers = 0", "cron.launch_active_jobs = off"}
+
+const (
+	recoveryBegin = "# --- pitr restore: begin"
+	recoveryEnd   = "# --- pitr restore: end"
+)
+
+// writeRecovery tells Postgres up to where to recover: in postgresql.auto.conf, where the last setting of a name counts, and by
+// recovery.signal. A data directory whose configuration lies elsewhere (Debian) gets a small one of its own.
+func writeRecovery(dir string, plan *Plan, opt Options) error {
+	lines := []string{
+		recoveryBegin + " " + plan.Target,
+		"restore_command = " + quote(opt.FetchWAL),
+		"recovery_target = ''", "recovery_target_time = ''", "recovery_target_name = ''", "recovery_target_xid = ''",
+		fmt.Sprintf("recovery_target_lsn = '%s'", plan.StopLSN),
+		fmt.Sprintf("recovery_target_inclusive = %t", plan.StopAt),
+		fmt.Sprintf("recovery_target_timeline = '%d'", plan.Timeline),
+		"recovery_target_action = 'promote'",
+	}
+	for _, name := range required {
+		if value := plan.Backup.Settings[name]; value != "" {
+			lines = append(lines, name+" = "+value)
+		}
+	}
+	if opt.Isolated {
+		lines = append(lines, "# What follows keeps this copy apart from its origin; remove it when the copy takes the origin's place.")
+		lines = append(lines, isolation...)
+	}
+	lines = append(lines, recoveryEnd)
+	auto := filepath.Join(dir, "postgresql.auto.conf")
+	before, err := os.ReadFile(auto)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	content := string(stripRecovery(before)) + strings.Join(lines, "\n") + "\n"
+	files := map[string]string{"postgresql.auto.conf": content, "recovery.signal": ""}
+	if _, err := os.Stat(filepath.Join(dir, "postgresql.conf")); errors.Is(err, fs.ErrNotExist) {
+		files["postgresql.conf"] = "# written by pitr restore: the origin's configuration lay outside its data directory\n"
+	}
+	if _, err := os.Stat(filepath.Join(dir, "pg_hba.conf")); errors.Is(err, fs.ErrNotExist) {
+		files["pg_hba.conf"] = "# written by pitr restore: the origin's pg_hba.conf lay outside its data directory\nlocal all all peer\nhost all all 127.0.0.1/32 scram-sha-256\n"
+	}
+	for name, content := range files {
+		if err := writeDurable(filepath.Join(dir, name), content); err != nil {
+			return err
+		}
+	}
+	for _, stale := range []string{"standby.signal", "postmaster.pid", "postmaster.opts"} {
+		if err := os.Remove(filepath.Join(dir, stale)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	return nil
+}
+
+// stripRecovery removes the block of an earlier restore, which a backup of a restored server contains.
+func stripRecovery(content []byte) []byte {
+	var kept []string
+	inside := false
+	for line := range strings.Lines(string(content)) {
+		inside = inside || strings.HasPrefix(line, recoveryBegin)
+		if !inside {
+			kept = append(kept, line)
+		}
+		if strings.HasPrefix(line, recoveryEnd) {
+			inside = false
+		}
+	}
+	text := strings.Join(kept, "")
+	if text != "" && !strings.HasSuffix(text, "\n") {
+		text += "\n"
+	}
+	return []byte(text)
+}
+
+// EndRecovery removes the recovery block once Postgres has been promoted: the server then has no trace of the restore in its
+// settings. It is for a restored server that takes its origin's place.
+func EndRecovery(dir string) error {
+	auto := filepath.Join(dir, "postgresql.auto.conf")
+	content, err := os.ReadFile(auto)
+	if err != nil {
+		return fmt.Errorf("end recovery: %w", err)
+	}
+	return writeDurable(auto, string(stripRecovery(content)))
+}
+
+// quote writes a value for postgresql.conf.
+func quote(value string) string { return "'" + strings.ReplaceAll(value, "'", "''") + "'" }
+
+// writeDurable replaces a file: temporary name, write, sync, rename, sync of the directory. It keeps the owner of the file it replaces.
+func writeDurable(path, content string) (err error) {
+	tmp := path + ".pitr-tmp"
+	file, err := os.OpenFile(tmp, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = file.WriteString(content)
+	if err == nil {
+		err = file.Sync()
+	}
+	if err := errors.Join(err, file.Close()); err != nil {
+		return err
+	}
+	if err := keepOwner(path, tmp); err != nil {
+		return err
+	}
+	if err := os.Rename(tmp, path); err != nil {
+		return err
+	}
+	return syncPath(filepath.Dir(path))
+}

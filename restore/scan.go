@@ -1,0 +1,282 @@
+package restore
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"pitr/internal/pg"
+	"pitr/internal/repo"
+	"pitr/internal/wal"
+)
+
+// scan looks for a position in the WAL behind a backup: first in the indexes, then in the few records around it.
+type scan struct {
+	*planner
+	backup    repo.Backup
+	lastClock time.Time // the latest that the indexes, or the transactions themselves, tell
+}
+
+// visitIndexes passes the index of every segment behind the backup, in order. The index of a segment that has none is made by decoding it.
+func (s *scan) visitIndexes(ctx context.Context, visit func(repo.Index) error) error {
+	segments := s.path.Segments(s.path.Size.Start(s.backup.Start), s.frontier(s.backup))
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	type answer struct {
+		index repo.Index
+		ok    bool
+		err   error
+	}
+	// A window of requests is under way ahead of the visitor.
+	ahead := make(chan chan answer, max(1, s.opt.Parallel))
+	go func() {
+		defer close(ahead)
+		for _, segment := range segments {
+			result := make(chan answer, 1)
+			select {
+			case ahead <- result:
+			case <-ctx.Done():
+				return
+			}
+			go func() {
+				index, ok, err := s.repo.IndexOf(ctx, s.path, segment)
+				result <- answer{index, ok, err}
+			}()
+		}
+	}()
+	from := s.path.Size.Start(s.backup.Start)
+	for _, segment := range segments {
+		a := <-<-ahead
+		if a.err == nil && !a.ok {
+			a.index, a.err = s.makeIndex(ctx, from, segment)
+		}
+		if a.err != nil {
+			return a.err
+		}
+		from = segment.End(s.path.Size)
+		if a.index.Unfinished != 0 {
+			from = a.index.Unfinished
+		}
+		if err := visit(a.index); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// makeIndex decodes one segment; from is the start of the record that goes on into it, or its own start.
+func (s *scan) makeIndex(ctx context.Context, from pg.LSN, segment pg.Segment) (repo.Index, error) {
+	var builder repo.IndexBuilder
+	start, end := segment.Start(s.path.Size), min(segment.End(s.path.Size), s.frontier(s.backup))
+	decoder, err := s.decode(ctx, min(from, start), end, func(r *wal.Record) error {
+		if r.End <= start {
+			return nil
+		}
+		return builder.Add(r)
+	})
+	if err != nil {
+		return repo.Index{}, err
+	}
+	return builder.Finish(segment, s.path.Size, decoder.UnfinishedRecord()), nil
+}
+
+// decode passes the records of the path that begin at or behind the page of from and end before to.
+func (s *scan) decode(ctx context.Context, from, to pg.LSN, visit func(*wal.Record) error) (*wal.Decoder, error) {
+	from &^= wal.PageSize - 1
+	decoder := wal.NewDecoder(wal.Options{Start: from, SegmentSize: s.path.Size, SystemID: s.backup.SystemID, Timeline: s.path.Tip}, visit)
+	err := s.repo.ReadWAL(ctx, s.path, from, to, func(_ pg.LSN, content []byte) error {
+		_, err := decoder.Write(content)
+		return err
+	})
+	if errors.Is(err, errFound) {
+		err = nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read the archived WAL: %w", err)
+	}
+	return decoder, nil
+}
+
+var errFound = errors.New("found")
+
+// findLater finds the first transaction that ended later than a time; nil when the archive has none.
+func (s *scan) findLater(ctx context.Context, limit time.Time) (*stop, error) {
+	var before, candidate *repo.Mark
+	later := 0
+	err := s.visitIndexes(ctx, func(index repo.Index) error {
+		s.noteClocks(index)
+		for _, mark := range index.Marks {
+			switch {
+			case candidate != nil:
+				later += mark.Count
+			case mark.Max.After(limit):
+				candidate = &mark
+				later = mark.Count
+			default:
+				before = &mark
+			}
+		}
+		return nil
+	})
+	if err != nil || candidate == nil {
+		return nil, err
+	}
+	from := candidate.At
+	if before != nil {
+		from = before.At
+	}
+	var result *stop
+	var last *Xact
+	_, err = s.visitXacts(ctx, from, func(x Xact) error {
+		if x.Time.After(limit) {
+			result = &stop{lsn: x.LSN, last: last, next: &x, behind: later}
+			return errFound
+		}
+		last = &x
+		if x.LSN >= candidate.At {
+			later--
+		}
+		return nil
+	})
+	return result, err
+}
+
+func (s *scan) noteClocks(index repo.Index) {
+	for _, clock := range index.Clocks {
+		if clock.Time.After(s.lastClock) {
+			s.lastClock = clock.Time
+		}
+	}
+	for _, mark := range index.Marks {
+		if mark.Max.After(s.lastClock) {
+			s.lastClock = mark.Max
+		}
+	}
+}
+
+// visitXacts passes the transactions that ended at or behind a position and behind the backup's start.
+func (s *scan) visitXacts(ctx context.Context, from pg.LSN, visit func(Xact) error) (*wal.Decoder, error) {
+	return s.decode(ctx, from, s.frontier(s.backup), func(r *wal.Record) error {
+		if r.Rmgr != wal.RmgrXact || r.Start < from || r.Start < s.backup.Start {
+			return nil
+		}
+		if err := r.Decode(); err != nil {
+			return err
+		}
+		x, isEnd, err := r.Xact()
+		if err != nil || !isEnd {
+			return err
+		}
+		return visit(Xact{XID: x.XID, Time: x.Time, LSN: r.Start, Committed: x.Committed})
+	})
+}
+
+// findRecord finds the first record that begins at or behind a position, to be included; nil when there is none.
+func (s *scan) findRecord(ctx context.Context, lsn pg.LSN) (*stop, error) {
+	var before *repo.Mark
+	behind := 0
+	err := s.visitIndexes(ctx, func(index repo.Index) error {
+		for _, mark := range index.Marks {
+			if mark.At <= lsn {
+				before, behind = &mark, mark.Count
+			} else {
+				behind += mark.Count
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	from := lsn
+	if before != nil {
+		from = before.At
+	}
+	result := &stop{inclusive: true, behind: behind}
+	_, err = s.decode(ctx, from, s.frontier(s.backup), func(r *wal.Record) error { return s.around(r, from, lsn, result) })
+	if err != nil || result.lsn == 0 {
+		return nil, err
+	}
+	return result, nil
+}
+
+// around notes the record to stop at and the transactions on either side of it.
+func (s *scan) around(r *wal.Record, from, lsn pg.LSN, result *stop) error {
+	if r.Start >= lsn && result.lsn == 0 {
+		result.lsn = r.Start
+	}
+	if r.Rmgr != wal.RmgrXact || r.Start < from || r.Start < s.backup.Start {
+		return nil
+	}
+	if err := r.Decode(); err != nil {
+		return err
+	}
+	x, isEnd, err := r.Xact()
+	if err != nil || !isEnd {
+		return err
+	}
+	found := &Xact{XID: x.XID, Time: x.Time, LSN: r.Start, Committed: x.Committed}
+	if result.lsn != 0 && r.Start > result.lsn {
+		result.next = found
+		return errFound
+	}
+	result.last = found
+	result.behind--
+	return nil
+}
+
+// findEnd finds the last whole record of the archive, to be included.
+func (s *scan) findEnd(ctx context.Context) (*stop, error) {
+	var last *repo.Mark
+	var record pg.LSN
+	err := s.visitIndexes(ctx, func(index repo.Index) error {
+		s.noteClocks(index)
+		if n := len(index.Marks); n > 0 {
+			last = &index.Marks[n-1]
+		}
+		if index.LastRecord != 0 {
+			record = index.LastRecord
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	if record == 0 {
+		return nil, fmt.Errorf("the archive holds no whole record behind backup %s: %w", s.backup.ID, repo.ErrDamaged)
+	}
+	result := &stop{lsn: record, inclusive: true}
+	if last == nil {
+		return result, nil
+	}
+	_, err = s.visitXacts(ctx, last.At, func(x Xact) error {
+		result.last = &x
+		return nil
+	})
+	return result, err
+}
+
+// restorePoints lists the restore points of a name behind the backup.
+func (s *scan) restorePoints(ctx context.Context, name string) ([]repo.RestorePoint, error) {
+	var points []repo.RestorePoint
+	err := s.visitIndexes(ctx, func(index repo.Index) error {
+		points = append(points, slices.DeleteFunc(slices.Clone(index.RestorePoints), func(p repo.RestorePoint) bool { return p.Name != name })...)
+		return nil
+	})
+	return points, err
+}
+
+// lastKnown is the latest instant that can be reached from the backup.
+func (s *scan) lastKnown(ctx context.Context) (time.Time, error) {
+	s.lastClock = s.backup.StopTime
+	err := s.visitIndexes(ctx, func(index repo.Index) error {
+		s.noteClocks(index)
+		return nil
+	})
+	if err != nil {
+		return time.Time{}, err
+	}
+	return s.clockAt(ctx, s.backup, s.lastClock)
+}

@@ -1,0 +1,143 @@
+package restore
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"regexp"
+	"time"
+
+	"pitr/internal/postmaster"
+)
+
+// StartOptions says how a restored directory is started.
+type StartOptions struct {
+	Dir         string
+	Port        int
+	Log         string        // Postgres's output
+	OpenTimeout time.Duration // restore.open_timeout
+	Settings    []string
+	Progress    func(status string) // may be nil
+}
+
+// Opened is the proof of a finished recovery, as the server's own log tells it.
+type Opened struct {
+	Port         int           `json:"port"`
+	Took         time.Duration `json:"took_ns"`
+	Stopping     string        `json:"recovery_stopping"` // the server's line about where it stopped
+	RedoDone     string        `json:"redo_done"`
+	LastXactTime string        `json:"last_completed_transaction"`
+	NewTimeline  string        `json:"new_timeline"`
+}
+
+// Start runs Postgres on a restored directory and waits until its recovery has ended at the target and it is open. The server goes
+// on when this process ends.
+func Start(ctx context.Context, install *postmaster.Install, opt StartOptions) (*postmaster.Server, Opened, error) {
+	begin := time.Now()
+	ctx, cancel := context.WithTimeout(ctx, opt.OpenTimeout)
+	defer cancel()
+	settings := append([]string{"lc_messages=C", "log_min_messages=log", "logging_collector=off", "log_destination=stderr"}, opt.Settings...)
+	server, err := install.StartDetached(ctx, postmaster.StartOptions{Dir: opt.Dir, Port: opt.Port, Log: opt.Log, Settings: settings})
+	if err != nil {
+		return nil, Opened{}, err
+	}
+	if err := waitOpen(ctx, server, opt); err != nil {
+		return server, Opened{}, err
+	}
+	opened, err := readProof(opt.Log)
+	opened.Port, opened.Took = opt.Port, time.Since(begin)
+	return server, opened, err
+}
+
+// openPoll is how often the state of a recovering server is looked at; startGrace is how long it may take to write its pid file.
+const (
+	openPoll   = 25 * time.Millisecond
+	startGrace = 10 * time.Second
+)
+
+func waitOpen(ctx context.Context, server *postmaster.Server, opt StartOptions) error {
+	ticker := time.NewTicker(openPoll)
+	defer ticker.Stop()
+	begin, seen := time.Now(), false
+	for {
+		status := server.Status()
+		_, signalErr := os.Stat(filepath.Join(opt.Dir, "recovery.signal"))
+		if status == "ready" && errors.Is(signalErr, fs.ErrNotExist) {
+			return nil
+		}
+		seen = seen || status != ""
+		if status == "" && (seen || time.Since(begin) > startGrace) {
+			return fmt.Errorf("the recovery failed: %s; the whole log is %s", fatalLines(opt.Log), opt.Log)
+		}
+		if opt.Progress != nil {
+			opt.Progress(status)
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("the recovery did not finish: %w; the server goes on, its log is %s", ctx.Err(), opt.Log)
+		case <-ticker.C:
+		}
+	}
+}
+
+var (
+	logStopping = regexp.MustCompile(`(?m)LOG:  +(recovery stopping (?:before|after) .*)$`)
+	logRedoDone = regexp.MustCompile(`(?m)LOG:  +redo done at (\S+)`)
+	logLastXact = regexp.MustCompile(`(?m)LOG:  +last completed transaction was at log time (.*)$`)
+	logTimeline = regexp.MustCompile(`(?m)LOG:  +selected new timeline ID: (\d+)`)
+	logTrouble  = regexp.MustCompile(`(?m)^.*(?:FATAL|PANIC|pitr: error|pitr: hint):? +.*$`)
+)
+
+// logSizeMax bounds how much of the server's log is searched.
+const logSizeMax = 64 << 20
+
+func readProof(log string) (Opened, error) {
+	content, err := readTail(log)
+	if err != nil {
+		return Opened{}, fmt.Errorf("read the server's log: %w", err)
+	}
+	last := func(re *regexp.Regexp) string {
+		all := re.FindAllSubmatch(content, -1)
+		if len(all) == 0 {
+			return ""
+		}
+		return string(all[len(all)-1][1])
+	}
+	return Opened{Stopping: last(logStopping), RedoDone: last(logRedoDone), LastXactTime: last(logLastXact), NewTimeline: last(logTimeline)}, nil
+}
+
+func readTail(log string) ([]byte, error) {
+	file, err := os.Open(log)
+	if err != nil {
+		return nil, err
+	}
+	info, err := file.Stat()
+	if err != nil {
+		return nil, errors.Join(err, file.Close())
+	}
+	content := make([]byte, min(info.Size(), logSizeMax))
+	n, err := file.ReadAt(content, info.Size()-int64(len(content)))
+	return content[:n], errors.Join(err, file.Close())
+}
+
+func fatalLines(log string) string {
+	content, err := readTail(log)
+	if err != nil {
+		return err.Error()
+	}
+	all := logTrouble.FindAll(content, -1)
+	if len(all) == 0 {
+		return "its log names no error"
+	}
+	text := ""
+	for _, line := range all[max(0, len(all)-3):] {
+		if text != "" {
+			text += " / "
+		}
+		text += string(line)
+	}
+	return text
+}

@@ -1,0 +1,105 @@
+package restore
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+
+	"pitr/internal/pg"
+	"pitr/internal/repo"
+)
+
+// ErrAbsent says that a file is certainly not in the archive. `wal fetch` exits 1 for it and for nothing else (law 6): Postgres takes
+// that as the end of the archive.
+var ErrAbsent = errors.New("certainly not in the archive")
+
+// FetchWAL writes the file that Postgres asks its restore_command for: a segment, filled with zeros behind what is archived of it, or
+// a history file. The destination appears whole or not at all.
+func FetchWAL(ctx context.Context, r *repo.Repo, name, destination string) error {
+	content, err := readFile(ctx, r, name)
+	if err != nil {
+		return fmt.Errorf("wal fetch %s: %w", name, err)
+	}
+	if err := writeWAL(destination, content); err != nil {
+		return fmt.Errorf("wal fetch %s: %w", name, err)
+	}
+	return nil
+}
+
+func readFile(ctx context.Context, r *repo.Repo, name string) ([]byte, error) {
+	if tli, err := pg.ParseHistoryName(name); err == nil {
+		content, err := r.HistoryFile(ctx, tli)
+		if errors.Is(err, repo.ErrNotExist) {
+			return nil, ErrAbsent
+		}
+		return content, err
+	}
+	if strings.HasSuffix(name, ".partial") || strings.HasSuffix(name, ".backup") {
+		return nil, ErrAbsent // nobody archives such files here
+	}
+	cluster, err := r.Cluster(ctx)
+	if err != nil {
+		// Without cluster.json this is not the archive of anything: that is a mistake in the configuration, not the end of WAL.
+		return nil, errors.New(err.Error())
+	}
+	segment, err := pg.ParseSegmentName(name, cluster.SegmentSize)
+	if err != nil {
+		return nil, err
+	}
+	content, err := r.ReadSegment(ctx, cluster.SegmentSize, segment)
+	if errors.Is(err, repo.ErrNotExist) {
+		return nil, absentOrHole(ctx, r, segment, cluster.SegmentSize)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return append(content, make([]byte, int(cluster.SegmentSize)-len(content))...), nil
+}
+
+// absentOrHole tells the end of the archive from a hole in it. Behind a hole Postgres must not promote as if nothing had followed.
+func absentOrHole(ctx context.Context, r *repo.Repo, segment pg.Segment, size pg.SegmentSize) error {
+	inv, err := r.Inventory(ctx, segment.Timeline, size, 0)
+	if err != nil {
+		return errors.New(err.Error())
+	}
+	runs := inv.Runs()
+	if len(runs) > 0 && runs[0].Start < segment.Start(size) && inv.Last() > segment.End(size) {
+		return fmt.Errorf("the archive has a hole here: it goes on up to %s on timeline %d", inv.Last(), segment.Timeline)
+	}
+	return ErrAbsent
+}
+
+func writeWAL(destination string, content []byte) error {
+	tmp := destination + ".pitr-tmp"
+	err := os.WriteFile(tmp, content, 0o600)
+	if err == nil {
+		err = os.Rename(tmp, destination)
+	}
+	if err != nil {
+		if rmErr := os.Remove(tmp); rmErr != nil && !errors.Is(rmErr, fs.ErrNotExist) {
+			err = errors.Join(err, rmErr)
+		}
+	}
+	return err
+}
+
+// keepOwner gives a new file the owner of the one that it replaces, or of the directory when there is none.
+func keepOwner(old, created string) error {
+	info, err := os.Stat(old)
+	if errors.Is(err, fs.ErrNotExist) {
+		info, err = os.Stat(filepath.Dir(created))
+	}
+	if err != nil {
+		return err
+	}
+	st, ok := info.Sys().(*syscall.Stat_t)
+	if !ok || os.Geteuid() != 0 {
+		return nil
+	}
+	return os.Lchown(created, int(st.Uid), int(st.Gid))
+}
