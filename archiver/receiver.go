@@ -24,6 +24,9 @@ type receiver struct {
 	queue    *queue
 	clock    time.Time // the server's latest
 
+	askedFor pg.LSN // how far we had received when the server asked for a reply that it has not got yet
+	askedAt  time.Time
+
 	open  repo.SegmentBuilder // what the repository holds of the open segment
 	parts []repo.Part
 }
@@ -145,10 +148,33 @@ func (r *receiver) run(ctx context.Context, stream *replication.Stream) (replica
 		}
 		r.clock = event.ServerTime
 		if event.ReplyRequested {
-			r.queue.flushNow()
-			r.session.report(stream, r.queue, false)
+			if err := r.answer(stream); err != nil {
+				return replication.Event{}, err
+			}
 		}
 	}
+}
+
+// errLetGo ends a session in which the server waits for WAL that the store does not take.
+var errLetGo = errors.New("the server waits for WAL that the store does not take: it is let go, and keeps the WAL in the slot")
+
+// answer makes everything due at once when the server asks how far we are. What is not stored yet is reported as soon as it is, and by
+// the heartbeat, but not now: a server that is shutting down asks again after each answer. It would also wait for ever: when the store
+// has not taken what it first asked for within the grace, we go (law 9).
+func (r *receiver) answer(stream *replication.Stream) error {
+	r.queue.flushNow()
+	at, now := r.queue.positions(), time.Now()
+	if at.Stored == at.Received {
+		r.session.report(stream, r.queue, false)
+		return nil
+	}
+	if at.Stored >= r.askedFor {
+		r.askedFor, r.askedAt = at.Received, now
+	}
+	if now.Sub(r.askedAt) > r.session.opt.ShutdownGrace {
+		return errLetGo
+	}
+	return nil
 }
 
 // take checks the WAL of one message and appends it to the queue, cut at the end of a segment.

@@ -189,11 +189,15 @@ func (s *session) run(ctx context.Context, stream *replication.Stream, recv *rec
 	tasks.Go(func() { s.heartbeat(beating, stream, q) })
 
 	end, err := recv.run(storing, stream)
+	letGo := errors.Is(err, errLetGo)
+	if letGo {
+		stopStoring()
+	}
 	q.close()
 	stopBeating()
 	tasks.Wait()
 	s.storeClock(storing, q)
-	if uploadErr != nil {
+	if uploadErr != nil && !letGo {
 		err = uploadErr
 	}
 	return end, err

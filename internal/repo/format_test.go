@@ -1,0 +1,296 @@
+package repo
+
+import (
+	"bufio"
+	"bytes"
+	"crypto/sha256"
+	"encoding/binary"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/klauspost/compress/zstd"
+
+	"pitr/internal/store/file"
+)
+
+// stranger reads a repository with nothing but docs/FORMAT.md, the standard library and a zstd decoder. It uses no name of this package.
+type stranger struct {
+	root        string // the directory of the cluster
+	segmentSize uint64
+}
+
+func (s *stranger) open() error {
+	content, err := os.ReadFile(filepath.Join(s.root, "cluster.json"))
+	if err != nil {
+		return err
+	}
+	var cluster struct {
+		Version     int    `json:"format_version"`
+		System      string `json:"system_identifier"`
+		SegmentSize uint64 `json:"wal_segment_size"`
+	}
+	if err := json.Unmarshal(content, &cluster); err != nil {
+		return err
+	}
+	if cluster.Version != 1 || cluster.System == "" {
+		return fmt.Errorf("version %d of system %q", cluster.Version, cluster.System)
+	}
+	s.segmentSize = cluster.SegmentSize
+	return nil
+}
+
+// object reads an object of a kind by "Object header" and "Codecs".
+func (s *stranger) object(key string, kind byte) (content []byte, clock int64, err error) {
+	b, err := os.ReadFile(filepath.Join(s.root, key))
+	if err != nil {
+		return nil, 0, err
+	}
+	if len(b) < 64 || string(b[:4]) != "PITR" || binary.LittleEndian.Uint32(b[60:]) != crc32.Checksum(b[:60], crc32.MakeTable(crc32.Castagnoli)) {
+		return nil, 0, fmt.Errorf("%s: no header", key)
+	}
+	if b[4] != 1 || b[5] != kind {
+		return nil, 0, fmt.Errorf("%s: version %d, kind %d", key, b[4], b[5])
+	}
+	if !bytes.Equal(b[56:60], make([]byte, 4)) || b[7] != 0 {
+		return nil, 0, fmt.Errorf("%s: what should be zero is not", key)
+	}
+	content = b[64:]
+	if b[6] == 1 {
+		if content, err = frames(content); err != nil {
+			return nil, 0, fmt.Errorf("%s: %w", key, err)
+		}
+	}
+	if sum := sha256.Sum256(content); !bytes.Equal(sum[:], b[24:56]) || uint64(len(content)) != binary.LittleEndian.Uint64(b[8:]) {
+		return nil, 0, fmt.Errorf("%s: the content is not what the header says", key)
+	}
+	return content, int64(binary.LittleEndian.Uint64(b[16:])), nil
+}
+
+func frames(b []byte) ([]byte, error) {
+	decoder, err := zstd.NewReader(bytes.NewReader(b), zstd.WithDecoderMaxWindow(64<<20))
+	if err != nil {
+		return nil, err
+	}
+	defer decoder.Close()
+	return io.ReadAll(decoder)
+}
+
+func (s *stranger) segmentName(timeline uint32, number uint64) string {
+	n := uint64(4<<30) / s.segmentSize
+	return fmt.Sprintf("%08X%08X%08X", timeline, number/n, number%n)
+}
+
+// segment reads one by "WAL: segments and parts", without the zeros behind it.
+func (s *stranger) segment(timeline uint32, number uint64) ([]byte, error) {
+	key := fmt.Sprintf("wal/%08X/%s", timeline, s.segmentName(timeline, number))
+	content, _, err := s.object(key, 2)
+	if !errors.Is(err, os.ErrNotExist) {
+		return content, err
+	}
+	entries, err := os.ReadDir(filepath.Join(s.root, key+".parts"))
+	if err != nil {
+		return nil, err
+	}
+	content = nil
+	for at := number * s.segmentSize; ; {
+		best, from, to := "", uint64(0), at
+		for _, entry := range entries {
+			first, second, _ := strings.Cut(entry.Name(), "-")
+			start, err1 := strconv.ParseUint(first, 16, 64)
+			end, err2 := strconv.ParseUint(second, 16, 64)
+			if err := errors.Join(err1, err2); err != nil {
+				return nil, err
+			}
+			if start <= at && end > to {
+				best, from, to = entry.Name(), start, end
+			}
+		}
+		if best == "" {
+			return content, nil
+		}
+		part, _, err := s.object(key+".parts/"+best, 3)
+		if err != nil {
+			return nil, err
+		}
+		if uint64(len(part)) != to-from {
+			return nil, fmt.Errorf("%s has %d bytes", best, len(part))
+		}
+		content = append(content, part[at-from:]...)
+		at = to
+	}
+}
+
+// strangeFile is a line of a manifest by "Manifest".
+type strangeFile struct {
+	Path    string
+	Type    string
+	Mode    uint32
+	Size    int64
+	Extents [][]any
+}
+
+// backup returns the contents of all files of a backup; directories are nil.
+func (s *stranger) backup(id string) (files map[string][]byte, first map[string]any, err error) {
+	manifest, _, err := s.object("backups/"+id+"/manifest", 6)
+	if err != nil {
+		return nil, nil, err
+	}
+	lines := bufio.NewScanner(bytes.NewReader(manifest))
+	lines.Buffer(nil, 1<<24)
+	if !lines.Scan() {
+		return nil, nil, errors.New("no first line")
+	}
+	if err := json.Unmarshal(lines.Bytes(), &first); err != nil {
+		return nil, nil, err
+	}
+	files = map[string][]byte{}
+	for range int(first["files"].(float64)) {
+		var f strangeFile
+		if !lines.Scan() {
+			return nil, nil, errors.New("too few lines")
+		}
+		if err := json.Unmarshal(lines.Bytes(), &f); err != nil {
+			return nil, nil, err
+		}
+		if files[f.Path], err = s.file(first["packs"].([]any), f); err != nil {
+			return nil, nil, fmt.Errorf("%s: %w", f.Path, err)
+		}
+	}
+	if !lines.Scan() || lines.Text() != fmt.Sprintf(`{"end":true,"files":%d}`, len(files)) || lines.Scan() {
+		return nil, nil, fmt.Errorf("the last line is %q", lines.Text())
+	}
+	return files, first, nil
+}
+
+func (s *stranger) file(packs []any, f strangeFile) ([]byte, error) {
+	if f.Type == "dir" {
+		return nil, nil
+	}
+	content := []byte{}
+	for _, e := range f.Extents {
+		pack := packs[int(e[0].(float64))].(map[string]any)
+		b, err := os.ReadFile(filepath.Join(s.root, pack["key"].(string)))
+		if err != nil {
+			return nil, err
+		}
+		offset := int(e[1].(float64))
+		plain, err := frames(b[offset : offset+int(e[2].(float64))])
+		if err != nil {
+			return nil, err
+		}
+		sum := sha256.Sum256(plain)
+		if hex.EncodeToString(sum[:16]) != e[3].(string) || int64(len(plain)) != min(262144, f.Size-int64(len(content))) {
+			return nil, errors.New("an extent is not what the manifest says")
+		}
+		content = append(content, plain...)
+	}
+	if int64(len(content)) != f.Size {
+		return nil, fmt.Errorf("it has %d bytes of %d", len(content), f.Size)
+	}
+	return content, nil
+}
+
+func TestReaderWrittenFromTheDocumentReadsTheRepository(t *testing.T) {
+	dir := t.TempDir()
+	files, err := file.Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	compressor, err := NewCompressor("zstd:3")
+	if err != nil {
+		t.Fatal(err)
+	}
+	r, try := New(files, "main", compressor), func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	history := []byte("1\t0/280000\tno recovery target specified\n\n")
+	try(r.Bind(t.Context(), Cluster{SystemID: 1<<63 + 77, SegmentSize: mib}))
+	try(r.PutHistory(t.Context(), 0x1B, history))
+	putSegment(t, r, 1, 0x1_2345)
+	putPart(t, r, 0x1B, two, two+100)
+	putPart(t, r, 0x1B, two+50, two+70)
+	putPart(t, r, 0x1B, two+80, two+300)
+	putPart(t, r, 0x1B, two+100, two+200)
+	putPart(t, r, 0x1B, two+301, two+400) // behind a hole
+	try(r.PutIndex(t.Context(), mib, segmentTwo, Index{Segment: "x", LastRecord: 0x16_B374_D848, Marks: []Mark{{two, 3, clockZero, clockZero}}}))
+	try(r.PutClock(t.Context(), 0x1B, Clock{two + 400, clockZero}))
+	_, _, contents := someBackup(t, r, "20261120T140321Z", clockZero)
+
+	s := &stranger{root: filepath.Join(dir, "main")}
+	try(s.open())
+	got, err := s.segment(1, 0x1_2345)
+	try(err)
+	equal(t, "a whole segment", got, walBytes(0x1_2345<<20, 0x1_2346<<20))
+	got, err = s.segment(0x1B, 2)
+	try(err)
+	equal(t, "an open segment", got, walBytes(two, two+300))
+	got, _, err = s.object("timelines/0000001B.history", 1)
+	try(err)
+	equal(t, "the history", got, history)
+	if _, clock, err := s.object("wal/0000001B/0000001B0000000000000002.parts/0000000000200000-0000000000200064", 3); err != nil || clock != clockZero.UnixMicro() {
+		t.Errorf("the clock of a part is %d, %v", clock, err)
+	}
+	s.checkIndexAndClock(t)
+
+	read, first, err := s.backup("20261120T140321Z")
+	try(err)
+	if first["start_lsn"] != "0/300028" || first["system_identifier"] != "7000000000000000001" || first["stop_time"] != clockZero.Format(time.RFC3339Nano) {
+		t.Errorf("the first line is %v", first)
+	}
+	if directory, listed := read["base/5"]; !listed || directory != nil || len(read) != len(contents)+1 {
+		t.Errorf("%d entries", len(read))
+	}
+	for name, want := range contents {
+		equal(t, name, read[name], want)
+	}
+	s.checkKeys(t)
+}
+
+func (s *stranger) checkIndexAndClock(t *testing.T) {
+	t.Helper()
+	content, _, err := s.object("index/00000001/000000010000000000000002", 4)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := `{"segment":"x","last_record":"16/B374D848","unfinished":"0/0","marks":[{"at":"0/200000","count":3,` +
+		`"min":"2026-09-21T14:13:20.123456Z","max":"2026-09-21T14:13:20.123456Z"}],"restore_points":null,"clocks":null}`
+	if string(content) != want {
+		t.Errorf("the index is %s", content)
+	}
+	clock := fmt.Sprintf("clocks/0000001B/0000000000200190-%016X", clockZero.UnixMicro())
+	if info, err := os.Stat(filepath.Join(s.root, clock)); err != nil || info.Size() != 0 {
+		t.Errorf("the idle clock: %v, %v", info, err)
+	}
+}
+
+// checkKeys looks for objects at places that the document does not name.
+func (s *stranger) checkKeys(t *testing.T) {
+	t.Helper()
+	known := []string{"backups", "clocks", "cluster.json", "index", "packs", "timelines", "wal"}
+	entries, err := os.ReadDir(s.root)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, entry := range entries {
+		if !slices.Contains(known, entry.Name()) {
+			t.Errorf("%s is not in the document", entry.Name())
+		}
+	}
+	if len(entries) != len(known) {
+		t.Errorf("%d of %d kinds of objects were written", len(entries), len(known))
+	}
+}
