@@ -200,7 +200,8 @@ func (d *demo) recover(ctx context.Context, w *workload) error {
 		return err
 	}
 	d.step(begin, "pitr restore --to %q --into … --start", to)
-	d.quote(strings.TrimPrefix(done, plan))
+	_, result, _ := strings.Cut(done, "\nrestored ") // the plan comes first, as before
+	d.quote("restored " + result)
 	return d.compare(ctx, want)
 }
 
