@@ -31,6 +31,7 @@ func runPooler(ctx context.Context, app *app) error {
 		return &usageError{err}
 	}
 	if err := p.Listen(); err != nil {
+		p.Close()
 		return err
 	}
 	log.Info("pooler started", "version", version, "pool_mode", cfg.Pooler.PoolMode, "default_pool_size", cfg.Pooler.DefaultPoolSize)

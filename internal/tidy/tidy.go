@@ -41,6 +41,7 @@ var rules = []rule{
 	{"sleep", checkSleep},
 	{"skip", checkSkip},
 	{"links", checkLinks},
+	{"promises", checkPromises},
 }
 
 // Check applies every rule to the repository whose root is fsys and reports the problems in order of file and line. The

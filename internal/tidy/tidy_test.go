@@ -143,6 +143,13 @@ func TestEachRuleFailsWhereItShould(t *testing.T) {
 		"README.md:12: link to docs/A.md#again-2: there is no such heading (links)",
 	)
 
+	expect("promises", map[string]string{
+		"docs/A.md":             "Held by `TestHeld` and `TestBroken`; `TestX.txt` is a file.\n",
+		"internal/pg/a_test.go": "package pg\n\nfunc TestHeld() {}\n",
+	},
+		"docs/A.md:1: there is no test TestBroken (promises)",
+	)
+
 	for _, r := range rules {
 		if !seen[r.name] {
 			t.Errorf("no case here breaks the rule %q", r.name)
