@@ -21,7 +21,10 @@ import (
 func TestMain(m *testing.M) {
 	code := m.Run()
 	if shared.server != nil {
-		shared.server.stop()
+		if err := shared.server.stop(); err != nil {
+			_, _ = io.WriteString(os.Stderr, err.Error()+"\n")
+			code = 1
+		}
 	}
 	if code == 0 {
 		if err := goleak.Find(); err != nil {
