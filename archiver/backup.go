@@ -74,7 +74,10 @@ func takeBackup(ctx context.Context, opt BackupOptions) (repo.Backup, error) {
 	if err = errors.Join(err, base.Close()); err != nil {
 		return b, err
 	}
-	b.Stop, b.StopTime = base.Stop, time.Now().UTC().Truncate(time.Microsecond)
+	b.Stop = base.Stop
+	if b.StopTime, err = serverClock(ctx, opt.DSN); err != nil {
+		return b, err
+	}
 	if err := waitForWAL(ctx, opt, b); err != nil {
 		return b, err
 	}
@@ -102,13 +105,16 @@ func describeServer(ctx context.Context, opt BackupOptions) (b repo.Backup, err 
 	if err != nil {
 		return b, err
 	}
-	now := time.Now().UTC()
+	now, err := serverClock(ctx, opt.DSN)
+	if err != nil {
+		return b, err
+	}
 	cluster := repo.Cluster{SystemID: system.ID, SegmentSize: size, Created: now.Truncate(time.Second)}
 	if err := opt.Repo.Bind(ctx, cluster); err != nil {
 		return b, err
 	}
 	b = repo.Backup{SystemID: system.ID, SegmentSize: size, ServerVersion: conn.ServerVersion(), ExtentSize: repo.ExtentSize,
-		StartTime: now.Truncate(time.Microsecond)}
+		StartTime: now}
 	if b.Major, err = conn.Major(); err != nil {
 		return b, err
 	}
@@ -134,6 +140,17 @@ func readSettings(ctx context.Context, dsn string) (settings map[string]string, 
 		settings[row[0]] = row[1]
 	}
 	return settings, nil
+}
+
+// serverClock asks the server for its time. A restore to a time compares it with the times of commits, which are the server's too;
+// the clock of this machine may differ.
+func serverClock(ctx context.Context, dsn string) (now time.Time, err error) {
+	conn, err := replication.Connect(ctx, replication.ConnectOptions{DSN: dsn, ApplicationName: "pitr backup"})
+	if err != nil {
+		return time.Time{}, err
+	}
+	defer func() { err = errors.Join(err, conn.Close(ctx)) }()
+	return readClock(ctx, conn)
 }
 
 // freeID is the id of a backup that begins now, or a second or more later when ids are taken.

@@ -2,6 +2,7 @@ package archiver
 
 import (
 	"context"
+	"strconv"
 	"time"
 
 	"pitr/archiver/replication"
@@ -24,7 +25,7 @@ func (i *idleClock) due(s *session, q *queue) (repo.Clock, pg.Timeline, bool) {
 	clock, tli := s.clock, s.timeline
 	s.mu.Unlock()
 	at := q.positions()
-	if at.Stored != at.Received || clock.LSN != at.Stored {
+	if at.Stored != at.Received || clock.LSN != at.Stored || clock.Time.IsZero() {
 		return repo.Clock{}, 0, false
 	}
 	if clock.LSN != i.at {
@@ -52,67 +53,85 @@ func (s *session) putClock(ctx context.Context, tli pg.Timeline, clock, old repo
 	}
 }
 
-// storeClock stores the last known clock when streaming ends and everything before it is stored.
+// storeClock stores the last reading when streaming ends, if what it speaks of is stored.
 func (s *session) storeClock(ctx context.Context, q *queue) {
 	s.mu.Lock()
 	clock, tli := s.clock, s.timeline
 	s.mu.Unlock()
-	if at := q.positions(); clock.LSN == at.Stored && at.Stored == at.Received && !clock.Time.IsZero() {
+	if at := q.positions(); clock.LSN <= at.Stored && !clock.Time.IsZero() {
 		s.putClock(ctx, tli, clock, repo.Clock{})
 	}
 }
 
-// noteClock remembers the server's clock when everything that it had written has been received.
-func (s *session) noteClock(received pg.LSN, event replication.Event) (repo.Clock, bool) {
-	if event.ServerEnd > received || event.ServerTime.IsZero() {
-		return repo.Clock{}, false
-	}
-	clock := repo.Clock{LSN: received, Time: event.ServerTime}
+func (s *session) noteClock(clock repo.Clock) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.clock = clock
-	return clock, true
 }
 
-// syncWatch asks Postgres whether commits wait for our acknowledgement. It keeps an ordinary connection of its own; without it, or
-// without the right to see pg_stat_replication, parts are cut by age as in asynchronous mode.
-type syncWatch struct {
+func (s *session) latestClock() repo.Clock {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.clock
+}
+
+// watch asks Postgres for its clock and whether commits wait for our acknowledgement. It keeps an ordinary connection of its own:
+// what the stream says of time is no use, since the time of its messages is taken after the position that they name, and a commit may
+// lie between. Without the connection, or without the right to see pg_stat_replication, parts are cut by age as in asynchronous mode.
+type watch struct {
 	session *session
 	conn    *replication.Conn
 	warned  bool
 }
 
-func (w *syncWatch) commitsWait(ctx context.Context) bool {
+// look reads the clock first and the position behind it: everything that was flushed, and with it everything that was
+// acknowledged, by that time lies before that position. ok is false when nothing could be read.
+func (w *watch) look(ctx context.Context) (clock repo.Clock, commitsWait, ok bool) {
 	ctx, cancel := context.WithTimeout(ctx, heartbeatInterval)
 	defer cancel()
-	state, err := w.query(ctx)
+	clock, state, err := w.query(ctx)
 	if err == nil {
-		return state == "sync" || state == "quorum"
+		return clock, state == "sync" || state == "quorum", true
 	}
 	w.close()
 	if !w.warned && ctx.Err() == nil {
 		w.warned = true
-		w.session.log.Warn("cannot see whether commits wait for the archive; does the user have pg_monitor?", "error", err)
+		w.session.log.Warn("cannot see the server's clock and whether commits wait for the archive; does the user have pg_monitor?", "error", err)
 	}
-	return false
+	return repo.Clock{}, false, false
 }
 
-func (w *syncWatch) query(ctx context.Context) (string, error) {
+func (w *watch) query(ctx context.Context) (clock repo.Clock, syncState string, err error) {
 	if w.conn == nil {
 		conn, err := replication.Connect(ctx, replication.ConnectOptions{DSN: w.session.opt.DSN, ApplicationName: w.session.opt.Slot + " watch"})
 		if err != nil {
-			return "", err
+			return clock, "", err
 		}
 		w.conn = conn
 	}
-	rows, err := w.conn.Query(ctx, "SELECT coalesce(max(sync_state), '') FROM pg_catalog.pg_stat_replication WHERE application_name = '"+w.session.opt.Slot+"'")
-	if err != nil || len(rows) != 1 {
-		return "", err
+	if clock.Time, err = readClock(ctx, w.conn); err != nil {
+		return clock, "", err
 	}
-	return rows[0][0], nil
+	rows, err := w.conn.Query(ctx, "SELECT pg_catalog.pg_current_wal_flush_lsn(), coalesce((SELECT max(sync_state) FROM pg_catalog.pg_stat_replication WHERE application_name = '"+
+		w.session.opt.Slot+"'), '')")
+	if err != nil {
+		return clock, "", err
+	}
+	clock.LSN, err = pg.ParseLSN(rows[0][0])
+	return clock, rows[0][1], err
 }
 
-func (w *syncWatch) close() {
+// readClock asks the server for its time.
+func readClock(ctx context.Context, conn *replication.Conn) (time.Time, error) {
+	rows, err := conn.Query(ctx, "SELECT (extract(epoch FROM pg_catalog.clock_timestamp()) * 1000000)::bigint")
+	if err != nil {
+		return time.Time{}, err
+	}
+	micros, err := strconv.ParseInt(rows[0][0], 10, 64)
+	return time.UnixMicro(micros).UTC(), err
+}
+
+func (w *watch) close() {
 	if w.conn == nil {
 		return
 	}

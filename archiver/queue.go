@@ -49,7 +49,7 @@ type piece struct {
 	Start   pg.LSN
 	Content []byte
 	Arrived time.Time   // of its first byte
-	Clock   time.Time   // the server's, at its end
+	Clock   time.Time   // the server's: everything that was flushed by then lies before the piece's end
 	Index   *repo.Index // not nil: the piece completes its segment
 }
 

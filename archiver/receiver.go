@@ -22,7 +22,7 @@ type receiver struct {
 	decoder  *wal.Decoder
 	index    repo.IndexBuilder
 	queue    *queue
-	clock    time.Time // the server's latest
+	clock    repo.Clock // the latest reading of the server's that speaks of WAL that we have
 
 	askedFor pg.LSN // how far we had received when the server asked for a reply that it has not got yet
 	askedAt  time.Time
@@ -138,15 +138,15 @@ func (r *receiver) run(ctx context.Context, stream *replication.Stream) (replica
 		if event.TimelineEnded {
 			return event, nil
 		}
+		if clock := r.session.latestClock(); clock.LSN <= r.at && clock != r.clock {
+			r.clock = clock
+			r.index.Clock(clock)
+		}
 		if len(event.WAL) > 0 {
 			if err := r.take(ctx, event); err != nil {
 				return replication.Event{}, err
 			}
 		}
-		if clock, known := r.session.noteClock(r.at, event); known {
-			r.index.Clock(clock)
-		}
-		r.clock = event.ServerTime
 		if event.ReplyRequested {
 			if err := r.answer(stream); err != nil {
 				return replication.Event{}, err
@@ -188,7 +188,7 @@ func (r *receiver) take(ctx context.Context, event replication.Event) error {
 			r.session.archiver.counts.corrupt.Add(1)
 			return fmt.Errorf("WAL that the server sent is damaged and was not archived: %w", err)
 		}
-		c := chunk{content: append([]byte(nil), content[:n]...), arrived: time.Now(), clock: event.ServerTime}
+		c := chunk{content: append([]byte(nil), content[:n]...), arrived: time.Now(), clock: r.clock.Time}
 		segment := r.size.Segment(r.timeline, r.at)
 		r.at += pg.LSN(n)
 		if r.size.Offset(r.at) == 0 {

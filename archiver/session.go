@@ -28,7 +28,7 @@ type session struct {
 	mu       sync.Mutex // guards what follows
 	queue    *queue     // of the timeline that is streamed; nil before
 	timeline pg.Timeline
-	clock    repo.Clock // the server's latest
+	clock    repo.Clock // the latest reading of the server's
 }
 
 func (s *session) close() {
@@ -228,14 +228,17 @@ const (
 
 // heartbeat reports regularly, learns whether commits wait for us, and notes idleness.
 func (s *session) heartbeat(ctx context.Context, stream *replication.Stream, q *queue) {
-	watch := syncWatch{session: s}
+	watch := watch{session: s}
 	defer watch.close()
 	idle := idleClock{next: idleClockMin}
 	ticker := time.NewTicker(heartbeatInterval)
 	defer ticker.Stop()
 	for {
 		s.report(stream, q, true)
-		q.setEager(watch.commitsWait(ctx))
+		if clock, commitsWait, ok := watch.look(ctx); ok {
+			s.noteClock(clock)
+			q.setEager(commitsWait)
+		}
 		if clock, tli, due := idle.due(s, q); due {
 			s.putClock(ctx, tli, clock, idle.replace(clock))
 		}

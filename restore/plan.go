@@ -58,6 +58,12 @@ type Window struct {
 	To   time.Time `json:"to"`
 }
 
+// String prints whole seconds that are certainly inside.
+func (w Window) String() string {
+	from := w.From.UTC().Add(time.Second - time.Nanosecond).Truncate(time.Second)
+	return from.Format("2006-01-02 15:04:05Z07:00") + " to " + w.To.UTC().Truncate(time.Second).Format("2006-01-02 15:04:05Z07:00")
+}
+
 // UnreachableError says why a target cannot be reached and what can.
 type UnreachableError struct {
 	Target  string
@@ -72,7 +78,7 @@ func (e *UnreachableError) Error() string {
 	}
 	var windows []string
 	for _, w := range e.Windows {
-		windows = append(windows, w.From.UTC().Format("2006-01-02 15:04:05Z07:00")+" to "+w.To.UTC().Format("2006-01-02 15:04:05Z07:00"))
+		windows = append(windows, w.String())
 	}
 	return text + "; any second can be reached from " + strings.Join(windows, ", and from ")
 }
@@ -182,7 +188,7 @@ func (p *planner) planTime(ctx context.Context) (*Plan, error) {
 		}
 	}
 	if chosen == nil {
-		return nil, p.unreachable(ctx, "the first base backup ended at "+p.backups[0].StopTime.UTC().Format(time.RFC3339))
+		return nil, p.unreachable(ctx, "the first base backup ended at "+p.backups[0].StopTime.UTC().Format("2006-01-02 15:04:05.000Z07:00"))
 	}
 	s := scan{planner: p, backup: *chosen}
 	found, err := s.findLater(ctx, p.target.Time)

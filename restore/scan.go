@@ -144,8 +144,9 @@ func (s *scan) findLater(ctx context.Context, limit time.Time) (*stop, error) {
 }
 
 func (s *scan) noteClocks(index repo.Index) {
+	frontier := s.frontier(s.backup)
 	for _, clock := range index.Clocks {
-		if clock.Time.After(s.lastClock) {
+		if clock.LSN <= frontier && clock.Time.After(s.lastClock) {
 			s.lastClock = clock.Time
 		}
 	}

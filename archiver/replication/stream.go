@@ -41,7 +41,6 @@ type Event struct {
 	Start pg.LSN // of WAL
 
 	ServerEnd      pg.LSN // how far the server has written its WAL
-	ServerTime     time.Time
 	ReplyRequested bool
 
 	TimelineEnded bool // the server has switched; Next and Switch say to what and where
@@ -144,15 +143,13 @@ func parseCopyData(b []byte) (Event, error) {
 	switch {
 	case len(b) >= walHeader && b[0] == 'w':
 		return Event{
-			Start:      pg.LSN(binary.BigEndian.Uint64(b[1:])),
-			ServerEnd:  pg.LSN(binary.BigEndian.Uint64(b[9:])),
-			ServerTime: pg.Time(int64(binary.BigEndian.Uint64(b[17:]))),
-			WAL:        b[walHeader:],
+			Start:     pg.LSN(binary.BigEndian.Uint64(b[1:])),
+			ServerEnd: pg.LSN(binary.BigEndian.Uint64(b[9:])),
+			WAL:       b[walHeader:],
 		}, nil
 	case len(b) == keepaliveSize && b[0] == 'k':
 		return Event{
 			ServerEnd:      pg.LSN(binary.BigEndian.Uint64(b[1:])),
-			ServerTime:     pg.Time(int64(binary.BigEndian.Uint64(b[9:]))),
 			ReplyRequested: b[17] == 1,
 		}, nil
 	}

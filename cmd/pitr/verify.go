@@ -56,7 +56,7 @@ func printReport(w io.Writer, report restore.Report, asJSON bool) error {
 		fmt.Fprintln(w, "defect:", defect)
 	}
 	for _, window := range report.Windows {
-		fmt.Fprintf(w, "any second can be reached from %s to %s\n", window.From.UTC().Format(time.RFC3339), window.To.UTC().Format(time.RFC3339))
+		fmt.Fprintf(w, "any second can be reached from %s\n", window)
 	}
 	_, err := fmt.Fprintf(w, "%s: %d backups, %d packs, %d WAL segments, %s: %d defects\n", report.Level, report.Backups, report.Packs, report.Segments,
 		bytesText(report.Bytes), len(report.Defects))
