@@ -21,6 +21,7 @@ func (b *bench) proxy(see func(kind byte, body []byte)) (dsn string) {
 	if err != nil {
 		b.t.Fatal(err)
 	}
+	target := fmt.Sprintf("127.0.0.1:%d", b.server.Port)
 	var connections sync.WaitGroup
 	connections.Go(func() {
 		for {
@@ -28,7 +29,7 @@ func (b *bench) proxy(see func(kind byte, body []byte)) (dsn string) {
 			if err != nil {
 				return
 			}
-			connections.Go(func() { b.relay(client, see) })
+			connections.Go(func() { relay(client, target, see) })
 		}
 	})
 	b.t.Cleanup(func() {
@@ -38,9 +39,9 @@ func (b *bench) proxy(see func(kind byte, body []byte)) (dsn string) {
 	return fmt.Sprintf("postgres://postgres@%s/postgres?sslmode=disable", listener.Addr())
 }
 
-func (b *bench) relay(client net.Conn, see func(kind byte, body []byte)) {
+func relay(client net.Conn, target string, see func(kind byte, body []byte)) {
 	defer client.Close()
-	server, err := net.Dial("tcp", fmt.Sprintf("127.0.0.1:%d", b.server.Port))
+	server, err := net.Dial("tcp", target)
 	if err != nil {
 		return
 	}
@@ -73,7 +74,7 @@ func TestWALThatIsDamagedOnItsWayIsNotStored(t *testing.T) {
 	opt.DSN = b.proxy(func(kind byte, body []byte) {
 		// Messages below the largest size end with a record, so that what is damaged is seen before any of it is stored.
 		if kind == 'd' && body[0] == 'w' && len(body) > 4000 && len(body) < 100_000 && armed.CompareAndSwap(true, false) {
-			body[500+place.Add(613)] ^= 4
+			body[500+int(place.Add(613))%(len(body)-1000)] ^= 4
 		}
 	})
 	a := b.run(opt)

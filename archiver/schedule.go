@@ -20,10 +20,9 @@ const (
 // runBackups takes a backup when the repository has none, when the schedule says so (also when it did while we were down), and when
 // one is wanted, until ctx ends. Each is followed by expiry.
 func (a *Archiver) runBackups(ctx context.Context) {
-	wait := firstLook
+	wait, reason := firstLook, ""
 	for {
 		timer := time.NewTimer(wait)
-		reason := ""
 		select {
 		case <-ctx.Done():
 			timer.Stop()
@@ -32,21 +31,24 @@ func (a *Archiver) runBackups(ctx context.Context) {
 			timer.Stop()
 		case <-timer.C:
 		}
-		wait = a.backupIfDue(ctx, reason)
+		var done bool
+		if wait, done = a.backupIfDue(ctx, reason); done {
+			reason = "" // a wish that could not be fulfilled yet stays
+		}
 	}
 }
 
-// backupIfDue takes a backup for the given reason, or because it is time, and returns when to look again.
-func (a *Archiver) backupIfDue(ctx context.Context, reason string) time.Duration {
+// backupIfDue takes a backup for the given reason, or because it is time, and returns when to look again and whether it took one.
+func (a *Archiver) backupIfDue(ctx context.Context, reason string) (again time.Duration, done bool) {
 	if a.Stats().Received == 0 {
-		return firstLook // not streaming yet: a backup would wait for its WAL in vain
+		return firstLook, false // not streaming yet: a backup would wait for its WAL in vain
 	}
 	backups, err := a.opt.Repo.Backups(ctx)
 	if err != nil {
 		if ctx.Err() == nil {
 			a.opt.Log.Warn("the repository's backups could not be listed", "error", err)
 		}
-		return lookAgain
+		return lookAgain, false
 	}
 	a.noteBackups(backups)
 	now := time.Now()
@@ -54,16 +56,17 @@ func (a *Archiver) backupIfDue(ctx context.Context, reason string) time.Duration
 		reason = a.dueReason(backups, now)
 	}
 	if reason == "" {
-		return min(a.untilNext(now), time.Hour)
+		return min(a.untilNext(now), time.Hour), false
 	}
 	a.opt.Log.Info("base backup is due", "because", reason)
-	if err := a.backupNow(ctx); err != nil {
+	taken, err := a.backupNow(ctx)
+	if err != nil {
 		if ctx.Err() == nil {
-			a.opt.Log.Error("base backup failed", "error", err, "again_in", backupRetry)
+			a.opt.Log.Error("base backup or the expiry behind it failed", "error", err, "again_in", backupRetry)
 		}
-		return backupRetry
+		return backupRetry, taken
 	}
-	return time.Second
+	return time.Second, true
 }
 
 // dueReason says why a backup is due now; "" when none is.
@@ -88,16 +91,17 @@ func (a *Archiver) untilNext(now time.Time) time.Duration {
 	return max(time.Second, a.schedule.Next(now).Sub(now))
 }
 
-func (a *Archiver) backupNow(ctx context.Context) error {
+// backupNow takes a backup and then expires what is not needed any more; taken says whether the backup exists.
+func (a *Archiver) backupNow(ctx context.Context) (taken bool, err error) {
 	a.backupMu.Lock()
 	defer a.backupMu.Unlock()
-	_, err := TakeBackup(ctx, BackupOptions{DSN: a.opt.DSN, Repo: a.opt.Repo, BufferMax: a.opt.BackupBufferMax, WALWait: a.opt.BackupWALWait, Log: a.opt.Log})
+	_, err = TakeBackup(ctx, BackupOptions{DSN: a.opt.DSN, Repo: a.opt.Repo, BufferMax: a.opt.BackupBufferMax, WALWait: a.opt.BackupWALWait, Log: a.opt.Log})
 	if err != nil {
 		a.counts.backupsFailed.Add(1)
-		return err
+		return false, err
 	}
 	a.counts.backupsDone.Add(1)
-	return a.expire(ctx)
+	return true, a.expire(ctx)
 }
 
 // expire removes what the retention does not need any more.
