@@ -126,3 +126,28 @@ func TestServerStopsWithinABoundAlthoughTheStoreIsDown(t *testing.T) {
 	}
 	b.compareWAL(1)
 }
+
+func TestServerStopsWithinABoundAlthoughTheBufferIsFull(t *testing.T) {
+	b := newBench(t, 1, "wal_keep_size=1GB")
+	opt := b.options()
+	opt.ShutdownGrace, opt.PartSizeMax, opt.BufferMax = time.Second, 64<<10, 256<<10
+	a := b.run(opt)
+	a.archived(b.written())
+	b.store.onPut(func(context.Context, string, []byte, func() error) error { return fmt.Errorf("injected: 503 SlowDown") })
+	b.query("create table much (x text); insert into much select repeat(md5(i::text), 30) from generate_series(1, 3000) i")
+	until(t, "the buffer is full", func() bool { return a.Stats().BufferFull > 0 })
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	begin := time.Now()
+	if err := b.server.Stop(ctx, postmaster.Fast); err != nil {
+		t.Fatalf("the archiver keeps Postgres from stopping: %v", err)
+	}
+	t.Logf("stopped in %s", time.Since(begin))
+	b.store.onPut(nil)
+	b.restart(ctx)
+	a.archived(b.written())
+	if err := a.stop(); err != nil {
+		t.Fatal(err)
+	}
+	b.compareWAL(1)
+}

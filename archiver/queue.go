@@ -2,6 +2,7 @@ package archiver
 
 import (
 	"context"
+	"errors"
 	"sync"
 	"time"
 
@@ -34,6 +35,7 @@ type queueOptions struct {
 	FlushInterval time.Duration
 	PartSizeMax   int
 	SizeMax       int
+	Patience      time.Duration // how long append waits for room before it fails; zero: for ever
 }
 
 // chunk is what one append brought; it never spans a segment's end.
@@ -65,32 +67,47 @@ func (q *queue) wake() {
 	q.changed = make(chan struct{})
 }
 
-// append takes over c. It waits while the queue is full.
+// errFull says that the store has not taken anything for as long as append may wait for room.
+var errFull = errors.New("archive.buffer_max is used up, and the store does not take what is in it")
+
+// append takes over c. It waits while the queue is full, but no longer than its patience: whoever waits here does not hear what the
+// server asks, and the server may be waiting for the answer.
 func (q *queue) append(ctx context.Context, c chunk) error {
+	var outOfPatience <-chan time.Time
 	for waited := false; ; waited = true {
 		q.mu.Lock()
 		if q.size == 0 || q.size+len(c.content) <= q.opt.SizeMax {
-			if q.oldest.IsZero() {
-				q.oldest = c.arrived
-			}
-			q.chunks = append(q.chunks, c)
-			q.size += len(c.content)
-			q.received += pg.LSN(len(c.content))
-			q.wake()
+			q.add(c)
 			q.mu.Unlock()
 			return nil
 		}
 		if !waited {
 			q.waits++
+			if q.opt.Patience > 0 {
+				outOfPatience = time.After(q.opt.Patience)
+			}
 		}
 		changed := q.changed
 		q.mu.Unlock()
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
+		case <-outOfPatience:
+			return errFull
 		case <-changed:
 		}
 	}
+}
+
+// add appends c. The caller holds mu.
+func (q *queue) add(c chunk) {
+	if q.oldest.IsZero() {
+		q.oldest = c.arrived
+	}
+	q.chunks = append(q.chunks, c)
+	q.size += len(c.content)
+	q.received += pg.LSN(len(c.content))
+	q.wake()
 }
 
 // close says that nothing will be appended any more; what is there is due at once.

@@ -31,12 +31,15 @@ type receiver struct {
 	parts []repo.Part
 }
 
+// patienceMin is the least time for which a full buffer holds up the stream before the server is let go.
+const patienceMin = time.Second
+
 // newReceiver prepares to go on at a position: what the repository holds of the open segment is read back, so that the record that goes
 // on can be checked and the segment's index is complete. An index that a killed archiver could not write any more is made up for.
 func (s *session) newReceiver(ctx context.Context, at position) (*receiver, error) {
 	r := &receiver{session: s, timeline: at.Timeline, size: s.size, at: at.LSN}
 	r.queue = newQueue(queueOptions{Start: at.LSN, SegmentSize: s.size, FlushInterval: s.opt.FlushInterval,
-		PartSizeMax: s.opt.PartSizeMax, SizeMax: s.opt.BufferMax})
+		PartSizeMax: s.opt.PartSizeMax, SizeMax: s.opt.BufferMax, Patience: max(s.opt.ShutdownGrace, patienceMin)})
 	inv, err := s.opt.Repo.Inventory(ctx, at.Timeline, s.size, 0)
 	if err != nil {
 		return nil, err

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"sync"
 	"time"
 
@@ -138,7 +139,7 @@ func (s *session) follow(ctx context.Context, at position) (position, error) {
 }
 
 func closeStream(stream *replication.Stream) error {
-	if err := stream.Close(); err != nil {
+	if err := stream.Close(); err != nil && !errors.Is(err, net.ErrClosed) {
 		return fmt.Errorf("close the stream: %w", err)
 	}
 	return nil
@@ -189,16 +190,16 @@ func (s *session) run(ctx context.Context, stream *replication.Stream, recv *rec
 	tasks.Go(func() { s.heartbeat(beating, stream, q) })
 
 	end, err := recv.run(storing, stream)
-	letGo := errors.Is(err, errLetGo)
-	if letGo {
-		stopStoring()
+	stopBeating()
+	if errors.Is(err, errLetGo) || errors.Is(err, errFull) {
+		// The server is let go at once; what was received is still stored, however long the store is away.
+		err = errors.Join(err, closeStream(stream))
 	}
 	q.close()
-	stopBeating()
 	tasks.Wait()
 	s.storeClock(storing, q)
-	if uploadErr != nil && !letGo {
-		err = uploadErr
+	if uploadErr != nil {
+		err = errors.Join(uploadErr, err)
 	}
 	return end, err
 }

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/klauspost/compress/zstd"
@@ -238,20 +239,33 @@ func (r *Repo) ReadBackup(ctx context.Context, id string) (b Backup, err error) 
 	return b, nil
 }
 
-// Backups lists the backups that exist, oldest first.
+// Backups lists the backups that exist, oldest first. One damaged manifest fails it as a whole: who decides what may be deleted must
+// know all.
 func (r *Repo) Backups(ctx context.Context) ([]Backup, error) {
-	var backups []Backup
-	err := r.keys(ctx, backupsDir, func(object store.Object) error {
-		id := object.Key[len(backupsDir):]
-		if len(id) <= len(manifestName) || id[len(id)-len(manifestName):] != manifestName {
-			return fmt.Errorf("list %s: %s is no manifest: %w", backupsDir, object.Key, ErrDamaged)
+	backups, damaged, err := r.ReadableBackups(ctx)
+	return backups, errors.Join(err, errors.Join(damaged...))
+}
+
+// ReadableBackups lists the backups whose manifests can be read, and an error for each of the others: in an incident one damaged
+// manifest must not be in the way of the rest.
+func (r *Repo) ReadableBackups(ctx context.Context) (backups []Backup, damaged []error, err error) {
+	err = r.keys(ctx, backupsDir, func(object store.Object) error {
+		id, isManifest := strings.CutSuffix(object.Key[len(backupsDir):], manifestName)
+		if !isManifest {
+			damaged = append(damaged, fmt.Errorf("list %s: %s is no manifest: %w", backupsDir, object.Key, ErrDamaged))
+			return nil
 		}
-		b, err := r.ReadBackup(ctx, id[:len(id)-len(manifestName)])
-		if errors.Is(err, store.ErrNotExist) {
-			return nil // expired meanwhile
+		b, err := r.ReadBackup(ctx, id)
+		switch {
+		case errors.Is(err, store.ErrNotExist): // expired meanwhile
+		case errors.Is(err, ErrDamaged):
+			damaged = append(damaged, err)
+		case err != nil:
+			return err
+		default:
+			backups = append(backups, b)
 		}
-		backups = append(backups, b)
-		return err
+		return nil
 	})
-	return backups, err
+	return backups, damaged, err
 }

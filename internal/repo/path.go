@@ -160,11 +160,12 @@ func (r *Repo) ReadWAL(ctx context.Context, p *Path, from, to pg.LSN, visit func
 	return nil
 }
 
-// IndexOf returns the index of a segment of the path; ok is false when the segment is not whole or has none yet.
+// IndexOf returns the index of a segment of the path; ok is false when the segment is not whole or has none yet. The first segment of a
+// timeline counts as having none: its index lacks the record that began in the segment before, which is the ancestor's.
 func (r *Repo) IndexOf(ctx context.Context, p *Path, segment pg.Segment) (index Index, ok bool, err error) {
 	inv := p.inventories[segment.Timeline]
-	_, left := p.bounds(segment.Timeline)
-	if inv == nil || !inv.HasSegment(segment.Number) || left < segment.End(p.Size) {
+	begin, left := p.bounds(segment.Timeline)
+	if inv == nil || !inv.HasSegment(segment.Number) || left < segment.End(p.Size) || begin > segment.Start(p.Size) {
 		return Index{}, false, nil
 	}
 	index, err = r.ReadIndex(ctx, p.Size, segment)
