@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"path"
 	"path/filepath"
+	"strconv"
 	"time"
 
 	"pitr/archiver/replication"
@@ -74,7 +75,10 @@ func takeBackup(ctx context.Context, opt BackupOptions) (repo.Backup, error) {
 	if err = errors.Join(err, base.Close()); err != nil {
 		return b, err
 	}
-	b.Stop, b.StopTime = base.Stop, time.Now().UTC().Truncate(time.Microsecond)
+	b.Stop = base.Stop
+	if b.StopTime, err = serverClock(ctx, opt.DSN); err != nil {
+		return b, err
+	}
 	if err := waitForWAL(ctx, opt, b); err != nil {
 		return b, err
 	}
@@ -107,8 +111,10 @@ func describeServer(ctx context.Context, opt BackupOptions) (b repo.Backup, err 
 	if err := opt.Repo.Bind(ctx, cluster); err != nil {
 		return b, err
 	}
-	b = repo.Backup{SystemID: system.ID, SegmentSize: size, ServerVersion: conn.ServerVersion(), ExtentSize: repo.ExtentSize,
-		StartTime: now.Truncate(time.Microsecond)}
+	b = repo.Backup{SystemID: system.ID, SegmentSize: size, ServerVersion: conn.ServerVersion(), ExtentSize: repo.ExtentSize}
+	if b.StartTime, err = serverClock(ctx, opt.DSN); err != nil {
+		return b, err
+	}
 	if b.Major, err = conn.Major(); err != nil {
 		return b, err
 	}
@@ -117,6 +123,21 @@ func describeServer(ctx context.Context, opt BackupOptions) (b repo.Backup, err 
 	}
 	b.ID, err = freeID(ctx, opt.Repo, now)
 	return b, err
+}
+
+// serverClock asks the server what time it is. The times of a backup are compared with those of its transactions, which are the server's.
+func serverClock(ctx context.Context, dsn string) (at time.Time, err error) {
+	conn, err := replication.Connect(ctx, replication.ConnectOptions{DSN: dsn, ApplicationName: "pitr backup"})
+	if err != nil {
+		return at, err
+	}
+	defer func() { err = errors.Join(err, conn.Close(ctx)) }()
+	rows, err := conn.Query(ctx, "SELECT (extract(epoch FROM pg_catalog.clock_timestamp()) * 1000000)::pg_catalog.int8")
+	if err != nil {
+		return at, err
+	}
+	micros, err := strconv.ParseInt(rows[0][0], 10, 64)
+	return time.UnixMicro(micros).UTC(), err
 }
 
 func readSettings(ctx context.Context, dsn string) (settings map[string]string, err error) {
