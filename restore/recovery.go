@@ -21,6 +21,8 @@ var isolation = []string{"archive_mode = off", "primary_conninfo = ''", "primary
 const (
 	recoveryBegin = "# --- pitr restore: begin"
 	recoveryEnd   = "# --- pitr restore: end"
+
+	isolationComment = "# What follows keeps this copy apart from its origin; remove it when the copy takes the origin's place."
 )
 
 // writeRecovery tells Postgres up to where to recover: in postgresql.auto.conf, where the last setting of a name counts, and by
@@ -44,7 +46,7 @@ func writeRecovery(dir string, plan *Plan, opt Options) error {
 		}
 	}
 	if opt.Isolated {
-		lines = append(lines, "# What follows keeps this copy apart from its origin; remove it when the copy takes the origin's place.")
+		lines = append(lines, isolationComment)
 		lines = append(lines, isolation...)
 	}
 	lines = append(lines, recoveryEnd)
@@ -92,6 +94,20 @@ func stripRecovery(content []byte) []byte {
 		text += "\n"
 	}
 	return []byte(text)
+}
+
+// RecoveryToEnd reports whether a directory has the recovery block of a restore in its origin's place: EndRecovery is to remove it. The
+// block of a copy stays, since it also keeps the copy apart.
+func RecoveryToEnd(dir string) (bool, error) {
+	content, err := os.ReadFile(filepath.Join(dir, "postgresql.auto.conf"))
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("look for recovery settings: %w", err)
+	}
+	text := "\n" + string(content)
+	return strings.Contains(text, "\n"+recoveryBegin) && !strings.Contains(text, "\n"+isolationComment), nil
 }
 
 // EndRecovery removes the recovery block once Postgres has been promoted: the server then has no trace of the restore in its
