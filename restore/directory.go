@@ -13,9 +13,6 @@ import (
 	"pitr/internal/repo"
 )
 
-// unfinishedMark is a file in a data directory that pitr has begun to restore and not finished; it may be begun anew.
-const unfinishedMark = "pitr_restore_unfinished"
-
 // Errors of CheckDirectory.
 var (
 	ErrNotEmpty = errors.New("the directory is not empty")
@@ -27,11 +24,11 @@ var (
 func CheckDirectory(dir string) error {
 	entries, err := os.ReadDir(dir)
 	if errors.Is(err, fs.ErrNotExist) {
-		parent := filepath.Dir(dir)
+		parent := filepath.Dir(filepath.Clean(dir))
 		if _, err := os.Stat(parent); err != nil {
 			return fmt.Errorf("restore into %s: %w", dir, err)
 		}
-		return nil
+		return checkTablespaces(dir)
 	}
 	if err != nil {
 		return fmt.Errorf("restore into %s: %w", dir, err)
@@ -39,10 +36,46 @@ func CheckDirectory(dir string) error {
 	if pid := postmasterPID(dir); pid != 0 && syscall.Kill(pid, 0) != syscall.ESRCH {
 		return fmt.Errorf("restore into %s: %w (process %d); stop it, or restore into another directory", dir, ErrInUse, pid)
 	}
-	if len(entries) == 0 || Unfinished(dir) {
+	switch {
+	case Unfinished(dir):
 		return nil
+	case len(entries) == 0:
+		return checkTablespaces(dir)
+	case len(entries) == 1 && entries[0].Name() == "lost+found":
+		return fmt.Errorf("restore into %s: %w: it is the root of a file system; restore into a directory below it", dir, ErrNotEmpty)
 	}
 	return fmt.Errorf("restore into %s: %w; restore into a new one", dir, ErrNotEmpty)
+}
+
+// checkTablespaces refuses to put tablespaces where some are already: they may be those of a cluster that was moved away, whose links
+// still lead here.
+func checkTablespaces(dir string) error {
+	dir, err := resolve(dir)
+	if err != nil {
+		return fmt.Errorf("restore into %s: %w", dir, err)
+	}
+	entries, err := os.ReadDir(tablespacesDir(dir))
+	switch {
+	case errors.Is(err, fs.ErrNotExist), err == nil && len(entries) == 0:
+		return nil
+	case err != nil:
+		return fmt.Errorf("restore into %s: %w", dir, err)
+	}
+	return fmt.Errorf("restore into %s: %w: %s holds tablespaces, maybe those of a cluster that is in use; remove it, or restore into another directory",
+		dir, ErrNotEmpty, tablespacesDir(dir))
+}
+
+// resolve is the absolute name of a data directory, without symbolic links if it exists: trees are walked from there.
+func resolve(dir string) (string, error) {
+	absolute, err := filepath.Abs(dir)
+	if err != nil {
+		return dir, err
+	}
+	real, err := filepath.EvalSymlinks(absolute)
+	if errors.Is(err, fs.ErrNotExist) {
+		return absolute, nil
+	}
+	return real, err
 }
 
 // Unfinished reports whether dir holds the rest of a restore that did not finish.
@@ -85,19 +118,8 @@ func checkSpace(dir string, need int64) error {
 	}
 }
 
-// layout makes the empty directory tree and marks it as unfinished.
+// layout makes the empty directory tree.
 func layout(dir string, m *repo.Manifest, own func(string) error) error {
-	if Unfinished(dir) {
-		if err := clearDirectory(dir); err != nil {
-			return err
-		}
-	}
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return err
-	}
-	if err := os.WriteFile(filepath.Join(dir, unfinishedMark), []byte("pitr restore of backup "+m.ID+" has not finished\n"), 0o600); err != nil {
-		return err
-	}
 	for _, tablespace := range m.Tablespaces {
 		if err := layoutTablespace(dir, tablespace, own); err != nil {
 			return err
@@ -124,7 +146,7 @@ func layoutTablespace(dir string, tablespace repo.Tablespace, own func(string) e
 	if tablespace.OID == "" || strings.Trim(tablespace.OID, "0123456789") != "" {
 		return fmt.Errorf("the manifest names a tablespace %q: %w", tablespace.OID, repo.ErrDamaged)
 	}
-	target := TablespaceDir(dir, tablespace.OID)
+	target := filepath.Join(tablespacesDir(dir), tablespace.OID)
 	if err := os.MkdirAll(target, 0o700); err != nil {
 		return err
 	}
@@ -137,22 +159,5 @@ func layoutTablespace(dir string, tablespace repo.Tablespace, own func(string) e
 	return os.Symlink(target, filepath.Join(dir, "pg_tblspc", tablespace.OID))
 }
 
-// TablespaceDir is where the tablespace with the given oid is restored to.
-func TablespaceDir(dir, oid string) string { return dir + ".tablespaces/" + oid }
-
-// clearDirectory removes what an unfinished restore has left.
-func clearDirectory(dir string) error {
-	entries, err := os.ReadDir(dir)
-	if err != nil {
-		return err
-	}
-	for _, entry := range entries {
-		if entry.Name() == unfinishedMark {
-			continue // last, so that a kill in between leaves it
-		}
-		if err := os.RemoveAll(filepath.Join(dir, entry.Name())); err != nil {
-			return err
-		}
-	}
-	return os.RemoveAll(dir + ".tablespaces")
-}
+// tablespacesDir is where the tablespaces of a data directory are restored to.
+func tablespacesDir(dir string) string { return dir + ".tablespaces" }

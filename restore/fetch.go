@@ -21,8 +21,9 @@ const (
 	controlFileTemp = "global/pg_control.pitr"
 )
 
-// skipped are files of a backup that a restore does not write: tablespaces are linked to where they are now.
-var skipped = map[string]bool{"tablespace_map": true}
+// skipped are files of a backup that a restore does not write: tablespaces are linked to where they are now, and the mark is there when
+// the origin was itself restored by a process that was killed just before it had removed it.
+var skipped = map[string]bool{"tablespace_map": true, unfinishedMark: true}
 
 // fetcher writes the files of a manifest. Runs of neighbouring extents of a pack are fetched with one request each.
 type fetcher struct {
@@ -75,10 +76,7 @@ func (f *fetcher) run(ctx context.Context, parallel int) error {
 	f.plan(ctx, runs)
 	close(runs)
 	workers.Wait()
-	if err := context.Cause(ctx); err != nil {
-		return err
-	}
-	return f.syncAll()
+	return context.Cause(ctx)
 }
 
 func (f *fetcher) path(file int) string {
@@ -211,8 +209,9 @@ func writeAt(path string, content []byte, offset int64) error {
 	return errors.Join(err, file.Close())
 }
 
-// syncAll makes files and directories durable, and gives them their modes. Many at a time: the file system commits them together.
-func (f *fetcher) syncAll() error {
+// syncTrees makes all files and directories below the roots durable, and the names of the roots. Many at a time: the file system commits
+// them together.
+func syncTrees(roots ...string) error {
 	paths := make(chan string)
 	var workers sync.WaitGroup
 	var mu sync.Mutex // guards errs
@@ -228,24 +227,21 @@ func (f *fetcher) syncAll() error {
 			}
 		})
 	}
-	err := filepath.WalkDir(f.dir, func(path string, entry fs.DirEntry, err error) error {
-		if err == nil && (entry.IsDir() || entry.Type().IsRegular()) {
-			paths <- path
-		}
-		return err
-	})
-	for _, tablespace := range f.manifest.Tablespaces {
-		walkErr := filepath.WalkDir(TablespaceDir(f.dir, tablespace.OID), func(path string, _ fs.DirEntry, err error) error {
-			if err == nil {
+	var walkErrs []error
+	for _, root := range roots {
+		walkErrs = append(walkErrs, filepath.WalkDir(root, func(path string, entry fs.DirEntry, err error) error {
+			if err == nil && (entry.IsDir() || entry.Type().IsRegular()) {
 				paths <- path
 			}
 			return err
-		})
-		err = errors.Join(err, walkErr)
+		}))
 	}
 	close(paths)
 	workers.Wait()
-	return errors.Join(append(errs, err)...)
+	for _, root := range roots {
+		errs = append(errs, syncPath(filepath.Dir(root)))
+	}
+	return errors.Join(append(errs, walkErrs...)...)
 }
 
 func syncPath(path string) error {

@@ -97,6 +97,8 @@ type planner struct {
 	target  Target
 	path    *repo.Path
 	backups []repo.Backup // on the path, oldest first
+
+	warnings []string
 }
 
 // NewPlan finds the backup and the position that a target means. It reads names, indexes and, around the target, a little WAL.
@@ -144,9 +146,12 @@ func (p *planner) load(ctx context.Context) error {
 		}
 		tip = p.opt.Timeline
 	}
-	all, err := p.repo.Backups(ctx)
+	all, damaged, err := p.repo.ReadableBackups(ctx)
 	if err != nil {
 		return err
+	}
+	for _, trouble := range damaged {
+		p.warnings = append(p.warnings, fmt.Sprintf("a backup cannot be used: %v", trouble))
 	}
 	from := pg.LSN(0)
 	if len(all) > 0 {
@@ -180,32 +185,36 @@ func (p *planner) frontier(b repo.Backup) pg.LSN { return p.path.Frontier(p.path
 // planTime follows Postgres's rule (recoveryStopsBefore in src/backend/access/transam/xlogrecovery.c): recovery stops before the first
 // commit or abort, in WAL order, whose time is later than the target.
 func (p *planner) planTime(ctx context.Context) (*Plan, error) {
-	var chosen *repo.Backup
-	for i := range p.backups {
-		// A backup holds transactions up to its end, by the server's clock; none may be later than the target.
-		if !p.backups[i].StopTime.After(p.target.Time) {
-			chosen = &p.backups[i]
+	for _, b := range slices.Backward(p.backups) {
+		// A backup holds transactions up to its end; none may be later than the target.
+		if b.StopTime.After(p.target.Time) {
+			continue
 		}
+		s := scan{planner: p, backup: b}
+		found, err := s.findLater(ctx, p.target.Time)
+		switch {
+		case err != nil:
+			return nil, err
+		case found == nil:
+			return p.planIdle(ctx, b, s.lastClock)
+		case found.lsn >= b.Stop:
+			return p.finish(ctx, b, found)
+		}
+		// The backup's end was read from another clock than the transactions', or that one was set back: it holds one that is too late.
 	}
-	if chosen == nil {
-		return nil, p.unreachable(ctx, "the first base backup ended at "+p.backups[0].StopTime.UTC().Format("2006-01-02 15:04:05.000Z07:00"))
-	}
-	s := scan{planner: p, backup: *chosen}
-	found, err := s.findLater(ctx, p.target.Time)
-	if err != nil {
-		return nil, err
-	}
-	if found != nil {
-		return p.finish(*chosen, found), nil
-	}
-	clock, err := p.clockAt(ctx, *chosen, s.lastClock)
+	return nil, p.unreachable(ctx, "the first base backup ended at "+p.backups[0].StopTime.UTC().Format("2006-01-02 15:04:05.000Z07:00"))
+}
+
+// planIdle includes everything behind a backup, if the archive knows that nothing happened up to the target that it does not hold.
+func (p *planner) planIdle(ctx context.Context, b repo.Backup, known time.Time) (*Plan, error) {
+	clock, err := p.clockAt(ctx, b, known)
 	if err != nil {
 		return nil, err
 	}
 	if clock.Before(p.target.Time) {
 		return nil, p.unreachable(ctx, fmt.Sprintf("the archive knows what happened up to %s only; --to latest includes everything that it holds", clock.UTC().Format("2006-01-02 15:04:05.000Z07:00")))
 	}
-	return p.planEnd(ctx, *chosen)
+	return p.planEnd(ctx, b)
 }
 
 // clockAt is the latest instant of which the archive knows that everything up to it is there.
@@ -217,7 +226,7 @@ func (p *planner) clockAt(ctx context.Context, b repo.Backup, known time.Time) (
 			return known, err
 		}
 		for _, clock := range clocks {
-			if clock.LSN <= frontier && p.path.Contains(tli, clock.LSN) && clock.Time.After(known) {
+			if clock.LSN <= frontier && p.tells(tli, clock.LSN) && clock.Time.After(known) {
 				known = clock.Time
 			}
 		}
@@ -226,7 +235,7 @@ func (p *planner) clockAt(ctx context.Context, b repo.Backup, known time.Time) (
 			continue
 		}
 		for _, part := range inv.Parts[uint64(frontier-1)/uint64(p.path.Size)] {
-			if part.End != frontier {
+			if part.End != frontier || !p.tells(tli, frontier) {
 				continue
 			}
 			clock, err := p.repo.PartClock(ctx, p.path.Size, part)
@@ -242,6 +251,17 @@ func (p *planner) clockAt(ctx context.Context, b repo.Backup, known time.Time) (
 		}
 	}
 	return known, nil
+}
+
+// tells reports whether the clock of a server on a timeline says something about the path. One that stood where the path leaves its
+// timeline may have gone on standing there while the next timeline was being written.
+func (p *planner) tells(tli pg.Timeline, at pg.LSN) bool {
+	for _, ancestor := range p.path.History {
+		if ancestor.Timeline == tli {
+			return at < ancestor.Switch
+		}
+	}
+	return tli == p.path.Tip
 }
 
 func (p *planner) planLSN(ctx context.Context) (*Plan, error) {
@@ -260,14 +280,21 @@ func (p *planner) planLSN(ctx context.Context) (*Plan, error) {
 	if found == nil {
 		return p.planEnd(ctx, *chosen) // the target lies within the last record
 	}
-	return p.finish(*chosen, found), nil
+	return p.finish(ctx, *chosen, found)
 }
 
 func (p *planner) planPoint(ctx context.Context) (*Plan, error) {
-	s := scan{planner: p, backup: p.backups[0]}
-	points, err := s.restorePoints(ctx, p.target.Name)
-	if err != nil {
-		return nil, err
+	var points []repo.RestorePoint
+	for i, b := range p.backups {
+		if i > 0 && p.frontier(p.backups[i-1]) == p.frontier(b) {
+			continue // the scan from the one before has come by here
+		}
+		s := scan{planner: p, backup: b}
+		more, err := s.restorePoints(ctx, p.target.Name)
+		if err != nil {
+			return nil, err
+		}
+		points = append(points, more...)
 	}
 	if len(points) == 0 {
 		return nil, p.unreachable(ctx, fmt.Sprintf("no restore point of the name %q is in the archive", p.target.Name))
@@ -279,7 +306,7 @@ func (p *planner) planPoint(ctx context.Context) (*Plan, error) {
 	if chosen == nil {
 		return nil, p.unreachable(ctx, fmt.Sprintf("the restore point at %s lies before the first base backup's end at %s", points[0].At, p.backups[0].Stop))
 	}
-	s.backup = *chosen
+	s := scan{planner: p, backup: *chosen}
 	found, err := s.findRecord(ctx, points[0].At)
 	if err != nil {
 		return nil, err
@@ -287,7 +314,7 @@ func (p *planner) planPoint(ctx context.Context) (*Plan, error) {
 	if found == nil {
 		return nil, fmt.Errorf("the record of restore point %q at %s was not found: %w", p.target.Name, points[0].At, repo.ErrDamaged)
 	}
-	return p.finish(*chosen, found), nil
+	return p.finish(ctx, *chosen, found)
 }
 
 // backupBefore is the newest backup that is consistent at a position.
@@ -308,28 +335,50 @@ func (p *planner) planEnd(ctx context.Context, b repo.Backup) (*Plan, error) {
 	if err != nil {
 		return nil, err
 	}
-	return p.finish(b, found), nil
+	return p.finish(ctx, b, found)
 }
 
 // stop is where recovery ends, and what lies around.
 type stop struct {
 	lsn       pg.LSN
+	end       pg.LSN // of the record at lsn
 	inclusive bool
 	last      *Xact
 	next      *Xact
 	behind    int
 }
 
-func (p *planner) finish(b repo.Backup, s *stop) *Plan {
+func (p *planner) finish(ctx context.Context, b repo.Backup, s *stop) (*Plan, error) {
 	start := p.path.Size.Start(b.Start)
+	timeline, err := p.timelineOf(ctx, b, s)
+	if err != nil {
+		return nil, err
+	}
 	segments := p.path.Segments(start, s.lsn+1)
-	plan := &Plan{Target: p.target.Text, Backup: b, BackupID: b.ID, SystemID: b.SystemID, Timeline: p.path.Tip, StopLSN: s.lsn, StopAt: s.inclusive,
+	plan := &Plan{Target: p.target.Text, Backup: b, BackupID: b.ID, SystemID: b.SystemID, Timeline: timeline, StopLSN: s.lsn, StopAt: s.inclusive,
 		LastIncluded: s.last, FirstExcluded: s.next, LeftBehind: s.behind,
-		BackupBytes: b.Bytes, FetchBytes: b.StoredBytes, WALBytes: int64(s.lsn - b.Start), Segments: len(segments)}
+		BackupBytes: b.Bytes, FetchBytes: b.StoredBytes, WALBytes: int64(s.lsn - b.Start), Segments: len(segments), Warnings: p.warnings}
 	if frontier, last := p.frontier(b), p.path.Last(); last > frontier {
 		plan.Warnings = append(plan.Warnings, fmt.Sprintf("WAL is missing behind %s: transactions behind it, up to %s, cannot be reached from this backup", frontier, last))
 	}
-	return plan
+	return plan, nil
+}
+
+// timelineOf is the timeline to recover along: the one that the stop lies on, if its own files reach so far. Postgres lets the new timeline
+// branch off the one that it recovers along, and a branch off a timeline that begins only later would be a false history.
+func (p *planner) timelineOf(ctx context.Context, b repo.Backup, s *stop) (pg.Timeline, error) {
+	owner := p.path.History.TimelineAt(p.path.Tip, s.lsn)
+	if owner == p.path.Tip {
+		return owner, nil
+	}
+	path, err := p.repo.Path(ctx, owner, p.path.Size, p.path.Size.Start(b.Start))
+	if err != nil {
+		return 0, err
+	}
+	if path.Frontier(p.path.Size.Start(b.Start)) < s.end {
+		return p.path.Tip, nil
+	}
+	return owner, nil
 }
 
 // unreachable gathers what can be reached. The windows are those that are certain: from the end of a backup to the last known clock.
@@ -340,21 +389,29 @@ func (p *planner) unreachable(ctx context.Context, reason string) error {
 			return err
 		}
 	}
-	for _, b := range p.backups {
-		s := scan{planner: p, backup: b}
-		until, err := s.lastKnown(ctx)
+	for i, b := range p.backups {
+		first := i == 0 || p.frontier(p.backups[i-1]) != p.frontier(b)
+		if !first {
+			continue // what can be reached from it lies in the window of the one before
+		}
+		until, err := p.lastKnown(ctx, p.frontier(b))
 		if err != nil {
 			return errors.Join(e, err)
-		}
-		if n := len(e.Windows); n > 0 && !b.StopTime.After(e.Windows[n-1].To) {
-			if until.After(e.Windows[n-1].To) {
-				e.Windows[n-1].To = until
-			}
-			continue
 		}
 		if until.After(b.StopTime) {
 			e.Windows = append(e.Windows, Window{b.StopTime, until})
 		}
 	}
 	return e
+}
+
+// lastKnown is the latest instant that can be reached from any of the backups whose WAL ends at a position.
+func (p *planner) lastKnown(ctx context.Context, frontier pg.LSN) (time.Time, error) {
+	for _, b := range slices.Backward(p.backups) {
+		if p.frontier(b) == frontier {
+			s := scan{planner: p, backup: b}
+			return s.lastKnown(ctx)
+		}
+	}
+	panic("restore: the frontier of no backup")
 }

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"unicode"
 )
 
 // required are the settings that recovery needs at least as high as the origin had them: CheckRequiredParameterValues in
@@ -20,19 +21,24 @@ var isolation = []string{"archive_mode = off", "primary_conninfo = ''", "primary
 const (
 	recoveryBegin = "# --- pitr restore: begin"
 	recoveryEnd   = "# --- pitr restore: end"
+
+	isolationComment = "# What follows keeps this copy apart from its origin; remove it when the copy takes the origin's place."
 )
 
 // writeRecovery tells Postgres up to where to recover: in postgresql.auto.conf, where the last setting of a name counts, and by
 // recovery.signal. A data directory whose configuration lies elsewhere (Debian) gets a small one of its own.
 func writeRecovery(dir string, plan *Plan, opt Options) error {
 	lines := []string{
-		recoveryBegin + " " + plan.Target,
+		recoveryBegin + " " + strings.Map(printable, plan.Target),
 		"restore_command = " + quote(opt.FetchWAL),
 		"recovery_target = ''", "recovery_target_time = ''", "recovery_target_name = ''", "recovery_target_xid = ''",
 		fmt.Sprintf("recovery_target_lsn = '%s'", plan.StopLSN),
 		fmt.Sprintf("recovery_target_inclusive = %t", plan.StopAt),
 		fmt.Sprintf("recovery_target_timeline = '%d'", plan.Timeline),
 		"recovery_target_action = 'promote'",
+		// Nobody should read, or write to, a database that is not yet what was asked for. Postgres would also stop in the middle when
+		// the origin has since raised one of the required settings.
+		"hot_standby = off",
 	}
 	for _, name := range required {
 		if value := plan.Backup.Settings[name]; value != "" {
@@ -40,7 +46,7 @@ func writeRecovery(dir string, plan *Plan, opt Options) error {
 		}
 	}
 	if opt.Isolated {
-		lines = append(lines, "# What follows keeps this copy apart from its origin; remove it when the copy takes the origin's place.")
+		lines = append(lines, isolationComment)
 		lines = append(lines, isolation...)
 	}
 	lines = append(lines, recoveryEnd)
@@ -57,13 +63,13 @@ func writeRecovery(dir string, plan *Plan, opt Options) error {
 	if _, err := os.Stat(filepath.Join(dir, "pg_hba.conf")); errors.Is(err, fs.ErrNotExist) {
 		files["pg_hba.conf"] = "# written by pitr restore: the origin's pg_hba.conf lay outside its data directory\nlocal all all peer\nhost all all 127.0.0.1/32 scram-sha-256\n"
 	}
-	for name, content := range files {
-		if err := writeDurable(filepath.Join(dir, name), content); err != nil {
+	for _, stale := range []string{"standby.signal", "postmaster.pid", "postmaster.opts"} {
+		if err := os.Remove(filepath.Join(dir, stale)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
 	}
-	for _, stale := range []string{"standby.signal", "postmaster.pid", "postmaster.opts"} {
-		if err := os.Remove(filepath.Join(dir, stale)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	for name, content := range files {
+		if err := writeDurable(filepath.Join(dir, name), content); err != nil {
 			return err
 		}
 	}
@@ -90,6 +96,20 @@ func stripRecovery(content []byte) []byte {
 	return []byte(text)
 }
 
+// RecoveryToEnd reports whether a directory has the recovery block of a restore in its origin's place: EndRecovery is to remove it. The
+// block of a copy stays, since it also keeps the copy apart.
+func RecoveryToEnd(dir string) (bool, error) {
+	content, err := os.ReadFile(filepath.Join(dir, "postgresql.auto.conf"))
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("look for recovery settings: %w", err)
+	}
+	text := "\n" + string(content)
+	return strings.Contains(text, "\n"+recoveryBegin) && !strings.Contains(text, "\n"+isolationComment), nil
+}
+
 // EndRecovery removes the recovery block once Postgres has been promoted: the server then has no trace of the restore in its
 // settings. It is for a restored server that takes its origin's place.
 func EndRecovery(dir string) error {
@@ -101,8 +121,18 @@ func EndRecovery(dir string) error {
 	return writeDurable(auto, string(stripRecovery(content)))
 }
 
-// quote writes a value for postgresql.conf.
-func quote(value string) string { return "'" + strings.ReplaceAll(value, "'", "''") + "'" }
+// printable makes a blank of what could end a comment's line.
+func printable(r rune) rune {
+	if unicode.IsPrint(r) {
+		return r
+	}
+	return ' '
+}
+
+// quote writes a value for postgresql.conf, where a backslash begins an escape: GUC_scanstr in src/backend/utils/misc/guc-file.l.
+func quote(value string) string {
+	return "'" + strings.NewReplacer("'", "''", `\`, `\\`, "\n", `\n`).Replace(value) + "'"
+}
 
 // writeDurable replaces a file: temporary name, write, sync, rename, sync of the directory. It keeps the owner of the file it replaces.
 func writeDurable(path, content string) (err error) {

@@ -4,10 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
-	"os"
-	"path/filepath"
 	"time"
 
 	"pitr/internal/repo"
@@ -40,6 +37,9 @@ func CarryOut(ctx context.Context, r *repo.Repo, plan *Plan, opt Options) (Resul
 	if err != nil {
 		return Result{}, fmt.Errorf("restore: %w", err)
 	}
+	if opt.Dir, err = resolve(opt.Dir); err != nil {
+		return Result{}, fmt.Errorf("restore: %w", err)
+	}
 	if err := CheckDirectory(opt.Dir); err != nil {
 		return Result{}, err
 	}
@@ -55,38 +55,33 @@ func CarryOut(ctx context.Context, r *repo.Repo, plan *Plan, opt Options) (Resul
 	return result, nil
 }
 
-func carryOut(ctx context.Context, r *repo.Repo, plan *Plan, manifest *repo.Manifest, opt Options) error {
+func carryOut(ctx context.Context, r *repo.Repo, plan *Plan, manifest *repo.Manifest, opt Options) (err error) {
+	c, err := claimDirectory(opt.Dir, "pitr restore of backup "+manifest.ID+" has not finished")
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, c.release()) }()
 	if err := layout(opt.Dir, manifest, opt.Own); err != nil {
 		return err
 	}
 	f := &fetcher{repo: r, manifest: manifest, dir: opt.Dir, progress: opt.Progress}
-	if err := f.run(ctx, opt.Parallel); err != nil {
+	if err := f.run(ctx, max(1, opt.Parallel)); err != nil {
 		return err
 	}
 	if err := writeRecovery(opt.Dir, plan, opt); err != nil {
 		return err
 	}
-	if err := opt.Own(opt.Dir); err != nil {
-		return err
-	}
+	roots := []string{opt.Dir}
 	if len(manifest.Tablespaces) > 0 {
-		if err := opt.Own(opt.Dir + ".tablespaces"); err != nil {
+		roots = append(roots, tablespacesDir(opt.Dir))
+	}
+	for _, root := range roots {
+		if err := opt.Own(root); err != nil {
 			return err
 		}
 	}
-	return publish(opt.Dir)
-}
-
-// publish makes the directory startable: everything else is durable, so pg_control gets its name (law 5), and the mark goes.
-func publish(dir string) error {
-	if err := os.Rename(filepath.Join(dir, controlFileTemp), filepath.Join(dir, controlFile)); err != nil {
+	if err := syncTrees(roots...); err != nil {
 		return err
 	}
-	if err := syncPath(filepath.Join(dir, filepath.Dir(controlFile))); err != nil {
-		return err
-	}
-	if err := os.Remove(filepath.Join(dir, unfinishedMark)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	return syncPath(dir)
+	return c.publish()
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync"
 	"time"
 
 	"pitr/internal/pg"
@@ -22,16 +23,18 @@ type scan struct {
 // visitIndexes passes the index of every segment behind the backup, in order. The index of a segment that has none is made by decoding it.
 func (s *scan) visitIndexes(ctx context.Context, visit func(repo.Index) error) error {
 	segments := s.path.Segments(s.path.Size.Start(s.backup.Start), s.frontier(s.backup))
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
 	type answer struct {
 		index repo.Index
 		ok    bool
 		err   error
 	}
+	ctx, cancel := context.WithCancel(ctx)
+	var tasks sync.WaitGroup
+	defer tasks.Wait()
+	defer cancel()
 	// A window of requests is under way ahead of the visitor.
 	ahead := make(chan chan answer, max(1, s.opt.Parallel))
-	go func() {
+	tasks.Go(func() {
 		defer close(ahead)
 		for _, segment := range segments {
 			result := make(chan answer, 1)
@@ -40,15 +43,19 @@ func (s *scan) visitIndexes(ctx context.Context, visit func(repo.Index) error) e
 			case <-ctx.Done():
 				return
 			}
-			go func() {
+			tasks.Go(func() {
 				index, ok, err := s.repo.IndexOf(ctx, s.path, segment)
 				result <- answer{index, ok, err}
-			}()
+			})
 		}
-	}()
+	})
 	from := s.path.Size.Start(s.backup.Start)
 	for _, segment := range segments {
-		a := <-<-ahead
+		result, more := <-ahead
+		if !more {
+			return context.Cause(ctx)
+		}
+		a := <-result
 		if a.err == nil && !a.ok {
 			a.index, a.err = s.makeIndex(ctx, from, segment)
 		}
@@ -101,7 +108,8 @@ func (s *scan) decode(ctx context.Context, from, to pg.LSN, visit func(*wal.Reco
 
 var errFound = errors.New("found")
 
-// findLater finds the first transaction that ended later than a time; nil when the archive has none.
+// findLater finds the first transaction that ended later than a time; nil when the archive has none. One that lies before the backup's stop
+// says that the backup holds it.
 func (s *scan) findLater(ctx context.Context, limit time.Time) (*stop, error) {
 	var before, candidate *repo.Mark
 	later := 0
@@ -129,12 +137,14 @@ func (s *scan) findLater(ctx context.Context, limit time.Time) (*stop, error) {
 	}
 	var result *stop
 	var last *Xact
-	_, err = s.visitXacts(ctx, from, func(x Xact) error {
+	_, err = s.visitXacts(ctx, from, func(x Xact, end pg.LSN) error {
 		if x.Time.After(limit) {
-			result = &stop{lsn: x.LSN, last: last, next: &x, behind: later}
+			result = &stop{lsn: x.LSN, end: end, last: last, next: &x, behind: later}
 			return errFound
 		}
-		last = &x
+		if x.LSN >= s.backup.Start {
+			last = &x
+		}
 		if x.LSN >= candidate.At {
 			later--
 		}
@@ -157,21 +167,34 @@ func (s *scan) noteClocks(index repo.Index) {
 	}
 }
 
-// visitXacts passes the transactions that ended at or behind a position and behind the backup's start.
-func (s *scan) visitXacts(ctx context.Context, from pg.LSN, visit func(Xact) error) (*wal.Decoder, error) {
+// visitXacts passes the transactions that ended at or behind a position, each with the end of its record. Those before the backup's
+// start are in the backup already.
+func (s *scan) visitXacts(ctx context.Context, from pg.LSN, visit func(x Xact, end pg.LSN) error) (*wal.Decoder, error) {
 	return s.decode(ctx, from, s.frontier(s.backup), func(r *wal.Record) error {
-		if r.Rmgr != wal.RmgrXact || r.Start < from || r.Start < s.backup.Start {
+		if r.Start < from {
 			return nil
 		}
-		if err := r.Decode(); err != nil {
+		x, err := xactOf(r)
+		if err != nil || x == nil {
 			return err
 		}
-		x, isEnd, err := r.Xact()
-		if err != nil || !isEnd {
-			return err
-		}
-		return visit(Xact{XID: x.XID, Time: x.Time, LSN: r.Start, Committed: x.Committed})
+		return visit(*x, r.End)
 	})
+}
+
+// xactOf is the transaction that a record ends; nil when it ends none.
+func xactOf(r *wal.Record) (*Xact, error) {
+	if r.Rmgr != wal.RmgrXact {
+		return nil, nil
+	}
+	if err := r.Decode(); err != nil {
+		return nil, err
+	}
+	x, isEnd, err := r.Xact()
+	if err != nil || !isEnd {
+		return nil, err
+	}
+	return &Xact{XID: x.XID, Time: x.Time, LSN: r.Start, Committed: x.Committed}, nil
 }
 
 // findRecord finds the first record that begins at or behind a position, to be included; nil when there is none.
@@ -206,24 +229,22 @@ func (s *scan) findRecord(ctx context.Context, lsn pg.LSN) (*stop, error) {
 // around notes the record to stop at and the transactions on either side of it.
 func (s *scan) around(r *wal.Record, from, lsn pg.LSN, result *stop) error {
 	if r.Start >= lsn && result.lsn == 0 {
-		result.lsn = r.Start
+		result.lsn, result.end = r.Start, r.End
 	}
-	if r.Rmgr != wal.RmgrXact || r.Start < from || r.Start < s.backup.Start {
+	if r.Start < from {
 		return nil
 	}
-	if err := r.Decode(); err != nil {
+	x, err := xactOf(r)
+	if err != nil || x == nil {
 		return err
 	}
-	x, isEnd, err := r.Xact()
-	if err != nil || !isEnd {
-		return err
-	}
-	found := &Xact{XID: x.XID, Time: x.Time, LSN: r.Start, Committed: x.Committed}
 	if result.lsn != 0 && r.Start > result.lsn {
-		result.next = found
+		result.next = x
 		return errFound
 	}
-	result.last = found
+	if r.Start >= s.backup.Start {
+		result.last = x
+	}
 	result.behind--
 	return nil
 }
@@ -248,12 +269,14 @@ func (s *scan) findEnd(ctx context.Context) (*stop, error) {
 	if record == 0 {
 		return nil, fmt.Errorf("the archive holds no whole record behind backup %s: %w", s.backup.ID, repo.ErrDamaged)
 	}
-	result := &stop{lsn: record, inclusive: true}
+	result := &stop{lsn: record, end: s.frontier(s.backup), inclusive: true}
 	if last == nil {
 		return result, nil
 	}
-	_, err = s.visitXacts(ctx, last.At, func(x Xact) error {
-		result.last = &x
+	_, err = s.visitXacts(ctx, last.At, func(x Xact, _ pg.LSN) error {
+		if x.LSN >= s.backup.Start {
+			result.last = &x
+		}
 		return nil
 	})
 	return result, err

@@ -37,6 +37,10 @@ type Opened struct {
 // on when this process ends.
 func Start(ctx context.Context, install *postmaster.Install, opt StartOptions) (*postmaster.Server, Opened, error) {
 	begin := time.Now()
+	from, err := logEnd(opt.Log)
+	if err != nil {
+		return nil, Opened{}, err
+	}
 	ctx, cancel := context.WithTimeout(ctx, opt.OpenTimeout)
 	defer cancel()
 	settings := append([]string{"lc_messages=C", "log_min_messages=log", "logging_collector=off", "log_destination=stderr"}, opt.Settings...)
@@ -44,10 +48,10 @@ func Start(ctx context.Context, install *postmaster.Install, opt StartOptions) (
 	if err != nil {
 		return nil, Opened{}, err
 	}
-	if err := waitOpen(ctx, server, opt); err != nil {
+	if err := waitOpen(ctx, server, opt, from); err != nil {
 		return server, Opened{}, err
 	}
-	opened, err := readProof(opt.Log)
+	opened, err := readProof(opt.Log, from)
 	opened.Port, opened.Took = opt.Port, time.Since(begin)
 	return server, opened, err
 }
@@ -58,7 +62,7 @@ const (
 	startGrace = 10 * time.Second
 )
 
-func waitOpen(ctx context.Context, server *postmaster.Server, opt StartOptions) error {
+func waitOpen(ctx context.Context, server *postmaster.Server, opt StartOptions, from int64) error {
 	ticker := time.NewTicker(openPoll)
 	defer ticker.Stop()
 	begin, seen := time.Now(), false
@@ -70,7 +74,7 @@ func waitOpen(ctx context.Context, server *postmaster.Server, opt StartOptions) 
 		}
 		seen = seen || status != ""
 		if status == "" && (seen || time.Since(begin) > startGrace) {
-			return fmt.Errorf("the recovery failed: %s; the whole log is %s", fatalLines(opt.Log), opt.Log)
+			return fmt.Errorf("the recovery failed: %s; the whole log is %s", fatalLines(opt.Log, from), opt.Log)
 		}
 		if opt.Progress != nil {
 			opt.Progress(status)
@@ -94,8 +98,20 @@ var (
 // logSizeMax bounds how much of the server's log is searched.
 const logSizeMax = 64 << 20
 
-func readProof(log string) (Opened, error) {
-	content, err := readTail(log)
+// logEnd is where the output of a server that is about to start will begin: what stands before is another's, and proves nothing.
+func logEnd(log string) (int64, error) {
+	info, err := os.Stat(log)
+	if errors.Is(err, fs.ErrNotExist) {
+		return 0, nil
+	}
+	if err != nil {
+		return 0, fmt.Errorf("the server's log: %w", err)
+	}
+	return info.Size(), nil
+}
+
+func readProof(log string, from int64) (Opened, error) {
+	content, err := readTail(log, from)
 	if err != nil {
 		return Opened{}, fmt.Errorf("read the server's log: %w", err)
 	}
@@ -109,7 +125,7 @@ func readProof(log string) (Opened, error) {
 	return Opened{Stopping: last(logStopping), RedoDone: last(logRedoDone), LastXactTime: last(logLastXact), NewTimeline: last(logTimeline)}, nil
 }
 
-func readTail(log string) ([]byte, error) {
+func readTail(log string, from int64) ([]byte, error) {
 	file, err := os.Open(log)
 	if err != nil {
 		return nil, err
@@ -118,13 +134,13 @@ func readTail(log string) ([]byte, error) {
 	if err != nil {
 		return nil, errors.Join(err, file.Close())
 	}
-	content := make([]byte, min(info.Size(), logSizeMax))
+	content := make([]byte, min(max(0, info.Size()-from), logSizeMax))
 	n, err := file.ReadAt(content, info.Size()-int64(len(content)))
 	return content[:n], errors.Join(err, file.Close())
 }
 
-func fatalLines(log string) string {
-	content, err := readTail(log)
+func fatalLines(log string, from int64) string {
+	content, err := readTail(log, from)
 	if err != nil {
 		return err.Error()
 	}

@@ -56,9 +56,12 @@ func Verify(ctx context.Context, r *repo.Repo, level VerifyLevel, opt PlanOption
 	if v.cluster, err = r.Cluster(ctx); err != nil {
 		return v.report, err
 	}
-	backups, err := r.Backups(ctx)
+	backups, damaged, err := r.ReadableBackups(ctx)
 	if err != nil {
 		return v.report, err
+	}
+	for _, trouble := range damaged {
+		v.defect("%v", trouble)
 	}
 	stored, err := r.StoredPacks(ctx)
 	if err != nil {

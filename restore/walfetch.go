@@ -32,6 +32,11 @@ func FetchWAL(ctx context.Context, r *repo.Repo, name, destination string) error
 }
 
 func readFile(ctx context.Context, r *repo.Repo, name string) ([]byte, error) {
+	cluster, err := r.Cluster(ctx)
+	if err != nil {
+		// Without cluster.json this is not the archive of anything: that is a mistake in the configuration, not the end of WAL.
+		return nil, errors.New(err.Error())
+	}
 	if tli, err := pg.ParseHistoryName(name); err == nil {
 		content, err := r.HistoryFile(ctx, tli)
 		if errors.Is(err, repo.ErrNotExist) {
@@ -42,36 +47,40 @@ func readFile(ctx context.Context, r *repo.Repo, name string) ([]byte, error) {
 	if strings.HasSuffix(name, ".partial") || strings.HasSuffix(name, ".backup") {
 		return nil, ErrAbsent // nobody archives such files here
 	}
-	cluster, err := r.Cluster(ctx)
-	if err != nil {
-		// Without cluster.json this is not the archive of anything: that is a mistake in the configuration, not the end of WAL.
-		return nil, errors.New(err.Error())
-	}
 	segment, err := pg.ParseSegmentName(name, cluster.SegmentSize)
 	if err != nil {
 		return nil, err
 	}
-	content, err := r.ReadSegment(ctx, cluster.SegmentSize, segment)
-	if errors.Is(err, repo.ErrNotExist) {
-		return nil, absentOrHole(ctx, r, segment, cluster.SegmentSize)
-	}
-	if err != nil {
-		return nil, err
-	}
-	return append(content, make([]byte, int(cluster.SegmentSize)-len(content))...), nil
+	return readSegment(ctx, r, segment, cluster.SegmentSize)
 }
 
-// absentOrHole tells the end of the archive from a hole in it. Behind a hole Postgres must not promote as if nothing had followed.
-func absentOrHole(ctx context.Context, r *repo.Repo, segment pg.Segment, size pg.SegmentSize) error {
+// readSegment returns a whole segment. What is missing of it may only be missing at the end of the archive: behind a hole Postgres must
+// not promote as if nothing had followed.
+func readSegment(ctx context.Context, r *repo.Repo, segment pg.Segment, size pg.SegmentSize) ([]byte, error) {
+	content, err := r.ReadSegment(ctx, size, segment)
+	absent := errors.Is(err, repo.ErrNotExist)
+	if err != nil && !absent || len(content) == int(size) {
+		return content, err
+	}
 	inv, err := r.Inventory(ctx, segment.Timeline, size, 0)
 	if err != nil {
-		return errors.New(err.Error())
+		return nil, errors.New(err.Error())
+	}
+	if inv.HasSegment(segment.Number) { // completed meanwhile
+		content, err := r.ReadSegment(ctx, size, segment)
+		if err != nil {
+			return nil, errors.New(err.Error())
+		}
+		return content, nil
 	}
 	runs := inv.Runs()
-	if len(runs) > 0 && runs[0].Start < segment.Start(size) && inv.Last() > segment.End(size) {
-		return fmt.Errorf("the archive has a hole here: it goes on up to %s on timeline %d", inv.Last(), segment.Timeline)
+	if len(runs) > 0 && runs[0].Start <= segment.Start(size) && inv.Last() > segment.End(size) {
+		return nil, fmt.Errorf("the archive has a hole here: it goes on up to %s on timeline %d", inv.Last(), segment.Timeline)
 	}
-	return ErrAbsent
+	if absent {
+		return nil, ErrAbsent
+	}
+	return append(content, make([]byte, int(size)-len(content))...), nil
 }
 
 func writeWAL(destination string, content []byte) error {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -62,11 +63,14 @@ func backupsCommand(app *app) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			backups, err := r.Backups(cmd.Context())
+			backups, damaged, err := r.ReadableBackups(cmd.Context())
 			if err != nil {
 				return err
 			}
-			return printBackups(cmd.OutOrStdout(), backups, asJSON)
+			if err := printBackups(cmd.OutOrStdout(), backups, asJSON); err != nil || len(damaged) == 0 {
+				return err
+			}
+			return &defectError{fmt.Sprintf("%d backups cannot be used: %v", len(damaged), errors.Join(damaged...))}
 		},
 	}
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")

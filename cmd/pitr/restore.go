@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"time"
@@ -227,7 +228,10 @@ func checkFetch(ctx context.Context, cfg *config.Config, install *postmaster.Ins
 	if err != nil {
 		return err
 	}
-	if out, err := install.Command(ctx, self, "-c", cfg.Path, "backups", "--json").CombinedOutput(); err != nil {
+	// Timeline 1 never has a history file, so a fetch that works says that it is certainly absent.
+	out, err := install.Command(ctx, self, "-c", cfg.Path, "wal", "fetch", pg.Timeline(1).HistoryName(), os.DevNull).CombinedOutput()
+	var exit *exec.ExitError
+	if !errors.As(err, &exit) || exit.ExitCode() != exitFetchAbsent {
 		return fmt.Errorf("the user who runs Postgres must be able to run %s -c %s and to read the repository, so that recovery can fetch WAL: %w: %s",
 			self, cfg.Path, err, strings.TrimSpace(string(out)))
 	}
