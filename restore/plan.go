@@ -111,7 +111,8 @@ func NewPlan(ctx context.Context, r *repo.Repo, target Target, opt PlanOptions) 
 		return nil, err
 	}
 	if len(p.backups) == 0 {
-		return nil, p.unreachable(ctx, "the repository has no base backup on the way to this timeline")
+		reason := append([]string{"the repository has no base backup on the way to this timeline"}, p.warnings...)
+		return nil, p.unreachable(ctx, strings.Join(reason, "; "))
 	}
 	switch target.Kind {
 	case AtTime:
