@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync/atomic"
 	"time"
 
 	"pitr/archiver/replication"
@@ -24,8 +25,9 @@ type receiver struct {
 	queue    *queue
 	clock    repo.Clock // the latest reading of the server's that speaks of WAL that we have
 
-	askedFor pg.LSN // how far we had received when the server asked for a reply that it has not got yet
-	askedAt  time.Time
+	askedFor      pg.LSN      // how far we had received when the server asked for a reply that it has not got yet
+	patience      *time.Timer // runs out when that is not stored within the grace
+	outOfPatience atomic.Bool
 
 	open  repo.SegmentBuilder // what the repository holds of the open segment
 	parts []repo.Part
@@ -133,8 +135,12 @@ func (s *session) sweepParts(ctx context.Context, inv *repo.Inventory) error {
 
 // run receives until the timeline ends or the stream does.
 func (r *receiver) run(ctx context.Context, stream *replication.Stream) (replication.Event, error) {
+	defer r.stopPatience()
 	for {
 		event, err := stream.Receive()
+		if r.outOfPatience.Load() {
+			return replication.Event{}, errLetGo
+		}
 		if err != nil {
 			return replication.Event{}, err
 		}
@@ -151,9 +157,7 @@ func (r *receiver) run(ctx context.Context, stream *replication.Stream) (replica
 			}
 		}
 		if event.ReplyRequested {
-			if err := r.answer(stream); err != nil {
-				return replication.Event{}, err
-			}
+			r.answer(stream)
 		}
 	}
 }
@@ -163,21 +167,32 @@ var errLetGo = errors.New("the server waits for WAL that the store does not take
 
 // answer makes everything due at once when the server asks how far we are. What is not stored yet is reported as soon as it is, and by
 // the heartbeat, but not now: a server that is shutting down asks again after each answer. It would also wait for ever: when the store
-// has not taken what it first asked for within the grace, we go (law 9).
-func (r *receiver) answer(stream *replication.Stream) error {
+// has not taken what it asked for within the grace, we go (law 9).
+func (r *receiver) answer(stream *replication.Stream) {
 	r.queue.flushNow()
-	at, now := r.queue.positions(), time.Now()
+	at := r.queue.positions()
 	if at.Stored == at.Received {
 		r.session.report(stream, r.queue, false)
-		return nil
+		return
 	}
-	if at.Stored >= r.askedFor {
-		r.askedFor, r.askedAt = at.Received, now
+	if r.patience != nil && at.Stored < r.askedFor {
+		return // it is running already
 	}
-	if now.Sub(r.askedAt) > r.session.opt.ShutdownGrace {
-		return errLetGo
+	r.stopPatience()
+	r.askedFor = at.Received
+	asked := r.askedFor
+	r.patience = time.AfterFunc(max(r.session.opt.ShutdownGrace, patienceMin), func() {
+		if r.queue.positions().Stored < asked {
+			r.outOfPatience.Store(true)
+			stream.Interrupt()
+		}
+	})
+}
+
+func (r *receiver) stopPatience() {
+	if r.patience != nil {
+		r.patience.Stop()
 	}
-	return nil
 }
 
 // take checks the WAL of one message and appends it to the queue, cut at the end of a segment.
