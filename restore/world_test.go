@@ -69,8 +69,8 @@ type world struct {
 	repo    *repo.Repo
 	size    pg.SegmentSize
 	fork    pg.LSN
-	ends    map[pg.Timeline][]Xact // on the way to a timeline, in WAL order
-	rows    map[uint32]int         // the number that a transaction has inserted
+	ends    map[pg.Timeline][]Xact         // on the way to a timeline, in WAL order
+	rows    map[pg.Timeline]map[uint32]int // the number that a transaction has inserted
 	backups []repo.Backup
 	servers []*postmaster.Server
 }
@@ -87,7 +87,7 @@ func theWorld(t testing.TB) *world {
 	worldOnce.Do(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
 		defer cancel()
-		worldValue = &world{maker: t, size: 1 << 20, ends: map[pg.Timeline][]Xact{}, rows: map[uint32]int{}}
+		worldValue = &world{maker: t, size: 1 << 20, ends: map[pg.Timeline][]Xact{}, rows: map[pg.Timeline]map[uint32]int{1: {}, 2: {}}}
 		worldErr = worldValue.make(ctx)
 	})
 	if worldErr != nil {
@@ -186,7 +186,7 @@ func (w *world) backup(ctx context.Context, server *postmaster.Server) error {
 }
 
 // insert runs transactions of one row each; every third is rolled back and every fifth prepared first.
-func (w *world) insert(sql func(string) string, from, to int) {
+func (w *world) insert(sql func(string) string, tli pg.Timeline, from, to int) {
 	for i := from; i < to; i++ {
 		end, then := "commit", ""
 		switch {
@@ -197,7 +197,7 @@ func (w *world) insert(sql func(string) string, from, to int) {
 		}
 		out := sql(fmt.Sprintf("begin; insert into t values (%d); select pg_current_xact_id(); %s", i, end))
 		if xid, err := strconv.ParseUint(out, 10, 32); err == nil && end != "rollback" {
-			w.rows[uint32(xid)] = i
+			w.rows[tli][uint32(xid)] = i
 		}
 		if then != "" {
 			sql(then)
@@ -223,21 +223,21 @@ func (w *world) makeOrigin(ctx context.Context) error {
 		sql("create tablespace space location '" + space + "'")
 		sql("create table elsewhere (i int) tablespace space")
 		sql("insert into elsewhere select generate_series(1, 1000)")
-		w.insert(sql, 1, 10)
+		w.insert(sql, 1, 1, 10)
 		if err := w.backup(ctx, server); err != nil {
 			return err
 		}
-		w.insert(sql, 10, 25)
+		w.insert(sql, 1, 10, 25)
 		sql("select pg_create_restore_point('twice'), pg_create_restore_point('twice')")
 		sql("create table filler as select repeat(md5(i::text), 20) as x from generate_series(1, 4000) i") // crosses segments
-		w.insert(sql, 25, 40)
+		w.insert(sql, 1, 25, 40)
 		sql("select pg_switch_wal()")
 		sql("select pg_create_restore_point('fork')")
-		w.insert(sql, 40, 50)
+		w.insert(sql, 1, 40, 50)
 		if err := w.backup(ctx, server); err != nil {
 			return err
 		}
-		w.insert(sql, 50, 65)
+		w.insert(sql, 1, 50, 65)
 		return nil
 	})
 	if err != nil {
@@ -268,7 +268,7 @@ func (w *world) makeFork(ctx context.Context) error {
 		return err
 	}
 	err = w.archive(ctx, server, func(sql func(string) string) error {
-		w.insert(sql, 1000, 1015)
+		w.insert(sql, 2, 1000, 1017)
 		return nil
 	})
 	if err != nil {

@@ -66,10 +66,16 @@ func main() {
 	}
 	stop()
 	code := report(err)
-	if code != exitOK && code != exitFetchAbsent && strings.HasPrefix(cmd.CommandPath(), "pitr wal") {
-		code = exitFetchFailed // wrong usage too
+	if code != exitOK && !errors.As(err, &exit) && (strings.HasPrefix(cmd.CommandPath(), "pitr wal") || looksLikeFetch(os.Args[1:])) {
+		code = exitFetchFailed // wrong usage too: see wal.go
 	}
 	os.Exit(code)
+}
+
+// looksLikeFetch recognises a restore_command even when it is misspelt: with "wall fetch" Postgres must not open the database either.
+func looksLikeFetch(args []string) bool {
+	at := slices.Index(args, "fetch")
+	return at >= 0 && len(args) == at+3
 }
 
 // report prints an error once, with a hint where the operator can act, and returns the exit code.

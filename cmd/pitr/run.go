@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -62,6 +63,9 @@ func (r *runner) run(ctx context.Context) error {
 		return &usageError{errors.New("run: no data directory: give -D, $PGDATA or postgres.data_directory")}
 	}
 	var err error
+	if r.dir, err = filepath.Abs(r.dir); err != nil {
+		return err
+	}
 	if r.install, err = postmaster.Find(ctx); err != nil {
 		return err
 	}
@@ -69,18 +73,17 @@ func (r *runner) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	restoredNow := false
 	switch state {
 	case isCluster:
 		r.log.Info("the data directory is a cluster", "directory", r.dir)
 	case isEmpty:
-		if restoredNow, err = r.fill(ctx); err != nil {
+		if err := r.fill(ctx); err != nil {
 			return err
 		}
 	default:
-		return fmt.Errorf("run: %s is neither empty nor a cluster", r.dir)
+		return fmt.Errorf("run: %s is neither empty nor a cluster; give a directory of its own, below the root of a volume", r.dir)
 	}
-	return r.supervise(restoredNow)
+	return r.supervise(ctx)
 }
 
 // dataDirectory follows postgres: -D counts, then PGDATA.
@@ -107,7 +110,7 @@ const (
 	isCluster
 )
 
-// directoryState tells what is in a directory. lost+found and the rest of an unfinished restore are nothing.
+// directoryState tells what is in a directory. The rest of an unfinished restore is nothing.
 func directoryState(dir string) (dirState, error) {
 	if _, err := os.Stat(filepath.Join(dir, "global", "pg_control")); err == nil {
 		return isCluster, nil
@@ -125,32 +128,58 @@ func directoryState(dir string) (dirState, error) {
 }
 
 // fill restores the latest state into the empty directory, or initialises a new cluster when the repository is certainly empty.
-func (r *runner) fill(ctx context.Context) (restoredNow bool, err error) {
+func (r *runner) fill(ctx context.Context) error {
 	repository, err := r.app.repository(r.cfg, r.log)
 	if err != nil {
-		return false, err
+		return err
 	}
 	_, err = repository.Cluster(ctx)
 	if errors.Is(err, repo.ErrNotExist) {
-		return false, r.initialise(ctx)
+		err = certainlyEmpty(ctx, repository)
+		if err == nil {
+			return r.initialise(ctx)
+		}
 	}
 	if err != nil {
-		return false, fmt.Errorf("run: the data directory is empty, and the repository cannot be read; not initialising a new cluster: %w", err)
+		return fmt.Errorf("run: the data directory is empty, and the repository cannot be read; not initialising a new cluster: %w", err)
 	}
 	target := restore.Target{Kind: restore.Latest, Text: "latest"}
 	plan, err := restore.NewPlan(ctx, repository, target, restore.PlanOptions{Now: time.Now(), Parallel: r.cfg.Restore.Parallel})
 	if err != nil {
-		return false, fmt.Errorf("run: the repository holds a cluster that cannot be restored; not initialising a new one over it: %w", err)
+		return fmt.Errorf("run: the repository holds a cluster that cannot be restored; not initialising a new one over it: %w", err)
 	}
 	printPlan(os.Stderr, plan, r.dir)
+	if plan.Backup.Major != r.install.Major {
+		return fmt.Errorf("run: the backup is of PostgreSQL %d, and %s is %d", plan.Backup.Major, r.install.Bin, r.install.Major)
+	}
+	if err := checkFetch(ctx, r.cfg, r.install); err != nil {
+		return err
+	}
 	command, err := fetchCommand(r.cfg)
 	if err != nil {
-		return false, err
+		return err
 	}
 	_, err = restore.CarryOut(ctx, repository, plan, restore.Options{Dir: r.dir, FetchWAL: command, Parallel: r.cfg.Restore.Parallel, Own: r.install.Own, Log: r.log})
-	return true, err
+	return err
 }
 
+// certainlyEmpty makes sure that a repository without cluster.json has not merely lost it.
+func certainlyEmpty(ctx context.Context, repository *repo.Repo) error {
+	packs, err := repository.StoredPacks(ctx)
+	if err != nil {
+		return err
+	}
+	backups, err := repository.Backups(ctx)
+	if err != nil {
+		return err
+	}
+	if len(packs)+len(backups) > 0 {
+		return fmt.Errorf("it has backups, but no cluster.json: %w", repo.ErrDamaged)
+	}
+	return nil
+}
+
+// initialise makes a new cluster. It can be started only when it is whole, the access of others included.
 func (r *runner) initialise(ctx context.Context) error {
 	superuser := os.Getenv("POSTGRES_USER")
 	if superuser == "" {
@@ -158,28 +187,33 @@ func (r *runner) initialise(ctx context.Context) error {
 	}
 	password := os.Getenv("POSTGRES_PASSWORD")
 	r.log.Info("the repository is empty: initialising a new cluster", "directory", r.dir, "superuser", superuser)
-	if err := r.install.InitDB(ctx, postmaster.InitOptions{Dir: r.dir, Superuser: superuser, Password: password}); err != nil {
-		return err
-	}
-	if password == "" {
-		return nil
-	}
-	hba, err := os.OpenFile(filepath.Join(r.dir, "pg_hba.conf"), os.O_APPEND|os.O_WRONLY, 0)
-	if err != nil {
-		return err
-	}
-	_, err = hba.WriteString("\n# pitr run: everyone with a password, from everywhere\nhost all all all scram-sha-256\nhost replication all all scram-sha-256\n")
-	return errors.Join(err, hba.Close())
+	return restore.Initialise(r.dir, r.install.Own, func(dir string) error {
+		if err := r.install.InitDB(ctx, postmaster.InitOptions{Dir: dir, Superuser: superuser, Password: password}); err != nil {
+			return err
+		}
+		if password == "" {
+			return nil
+		}
+		hba, err := os.OpenFile(filepath.Join(dir, "pg_hba.conf"), os.O_APPEND|os.O_WRONLY, 0)
+		if err != nil {
+			return err
+		}
+		_, err = hba.WriteString("\n# pitr run: everyone with a password, from everywhere\nhost all all all scram-sha-256\nhost replication all all scram-sha-256\n")
+		return errors.Join(err, hba.Close())
+	})
 }
 
 // supervise runs Postgres, hands on signals, and returns its exit code.
-func (r *runner) supervise(restoredNow bool) error {
+func (r *runner) supervise(ctx context.Context) error {
 	signals := make(chan os.Signal, 16)
 	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT, syscall.SIGQUIT, syscall.SIGHUP, syscall.SIGUSR1, syscall.SIGUSR2)
 	defer signal.Stop(signals)
+	if err := ctx.Err(); err != nil {
+		return err // asked to stop before anybody could hand it on
+	}
 	args := r.args[1:]
 	if dataDirectory(r.args, &config.Config{}) != r.dir {
-		args = append([]string{"-D", r.dir}, args...)
+		args = append(slices.Clone(args), "-D", r.dir) // the last one counts
 	}
 	cmd := r.install.Command(context.Background(), "postgres", args...)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
@@ -189,19 +223,17 @@ func (r *runner) supervise(restoredNow bool) error {
 	}
 	ended := make(chan error, 1)
 	go func() { ended <- cmd.Wait() }()
-	recovered := r.watchRecovery(restoredNow)
+	recovery := time.NewTicker(recoveryPoll)
+	defer recovery.Stop()
 	for {
 		select {
 		case sig := <-signals:
 			if err := cmd.Process.Signal(sig); err != nil && !errors.Is(err, os.ErrProcessDone) {
 				r.log.Warn("a signal was not handed on", "signal", sig, "error", err)
 			}
-		case <-recovered:
-			recovered = nil
-			if err := restore.EndRecovery(r.dir); err != nil {
-				r.log.Error("the recovery settings were not removed from postgresql.auto.conf", "error", err)
-			} else {
-				r.log.Info("recovery has ended; its settings were removed", "directory", r.dir)
+		case <-recovery.C:
+			if r.endRecovery() {
+				recovery.Stop()
 			}
 		case err := <-ended:
 			return postgresExit(err)
@@ -212,23 +244,22 @@ func (r *runner) supervise(restoredNow bool) error {
 // recoveryPoll is how often `run` looks whether the recovery of a restored cluster has ended.
 const recoveryPoll = time.Second
 
-// watchRecovery closes its channel when recovery.signal has gone.
-func (r *runner) watchRecovery(restoredNow bool) <-chan struct{} {
-	if !restoredNow {
-		return nil
-	}
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		ticker := time.NewTicker(recoveryPoll)
-		defer ticker.Stop()
-		for range ticker.C {
-			if _, err := os.Stat(filepath.Join(r.dir, "recovery.signal")); errors.Is(err, fs.ErrNotExist) {
-				return
-			}
+// endRecovery removes the recovery settings of a restored cluster once it is open. It is done when there is nothing left to do. An
+// earlier run may have restored the cluster and been killed before it came to this.
+func (r *runner) endRecovery() (done bool) {
+	pending, err := restore.RecoveryToEnd(r.dir)
+	if err == nil && pending {
+		if _, signalErr := os.Stat(filepath.Join(r.dir, "recovery.signal")); !errors.Is(signalErr, fs.ErrNotExist) || r.install.Attach(r.dir, 0).Status() != "ready" {
+			return false
 		}
-	}()
-	return done
+		if err = restore.EndRecovery(r.dir); err == nil {
+			r.log.Info("recovery has ended; its settings were removed", "directory", r.dir)
+		}
+	}
+	if err != nil {
+		r.log.Error("the recovery settings were not removed from postgresql.auto.conf", "error", err)
+	}
+	return true
 }
 
 func postgresExit(err error) error {
