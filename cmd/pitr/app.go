@@ -40,6 +40,16 @@ func (a *app) load() (*config.Config, *slog.Logger, error) {
 	return cfg, newLogger(cfg.Log), nil
 }
 
+// open reads the configuration and opens the repository that it names.
+func (a *app) open() (*config.Config, *slog.Logger, *repo.Repo, error) {
+	cfg, log, err := a.load()
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	r, err := a.repository(cfg, log)
+	return cfg, log, r, err
+}
+
 func newLogger(cfg config.Log) *slog.Logger {
 	var level slog.Level
 	if err := level.UnmarshalText([]byte(cfg.Level)); err != nil {

@@ -27,11 +27,7 @@ func archiverCommand(app *app) *cobra.Command {
 }
 
 func runArchiver(ctx context.Context, app *app) error {
-	cfg, log, err := app.load()
-	if err != nil {
-		return err
-	}
-	r, err := app.repository(cfg, log)
+	cfg, log, r, err := app.open()
 	if err != nil {
 		return err
 	}

@@ -22,11 +22,7 @@ func backupCommand(app *app) *cobra.Command {
 		Long:  "Streams a base backup into the repository. `pitr archiver` must be running: the backup exists once its WAL has arrived too.\n\n" + exitHelp,
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			cfg, log, err := app.load()
-			if err != nil {
-				return err
-			}
-			r, err := app.repository(cfg, log)
+			cfg, log, r, err := app.open()
 			if err != nil {
 				return err
 			}
@@ -55,11 +51,7 @@ func backupsCommand(app *app) *cobra.Command {
 		Short: "List the base backups in the repository",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			cfg, log, err := app.load()
-			if err != nil {
-				return err
-			}
-			r, err := app.repository(cfg, log)
+			_, _, r, err := app.open()
 			if err != nil {
 				return err
 			}

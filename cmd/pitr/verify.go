@@ -22,11 +22,7 @@ func verifyCommand(app *app) *cobra.Command {
 			if level != string(restore.Inventory) && level != string(restore.Checksum) {
 				return &usageError{fmt.Errorf("--level %q: inventory and checksum exist", level)}
 			}
-			cfg, log, err := app.load()
-			if err != nil {
-				return err
-			}
-			r, err := app.repository(cfg, log)
+			cfg, _, r, err := app.open()
 			if err != nil {
 				return err
 			}

@@ -41,11 +41,7 @@ func walCommand(app *app) *cobra.Command {
 }
 
 func fetchWAL(cmd *cobra.Command, app *app, name, destination string) error {
-	cfg, log, err := app.load()
-	if err != nil {
-		return err
-	}
-	r, err := app.repository(cfg, log)
+	_, _, r, err := app.open()
 	if err != nil {
 		return err
 	}
