@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"syscall"
+	_ "time/tzdata" // restore.time_zone must work in a container that has no zone files
 
 	"github.com/spf13/cobra"
 
