@@ -65,7 +65,7 @@ func read(t testing.TB, name string) string {
 }
 
 // restored restores to a target, starts the copy, and returns a function that asks it something.
-func (w *world) restored(ctx context.Context, t *testing.T, to string, tli int, change func(dir string, opt *Options)) func(sql string) string {
+func (w *world) restored(ctx context.Context, t *testing.T, to string, tli int, change func(dir string, plan *Plan, opt *Options)) func(sql string) string {
 	t.Helper()
 	target, err := ParseTarget(to, nil)
 	if err != nil {
@@ -78,7 +78,7 @@ func (w *world) restored(ctx context.Context, t *testing.T, to string, tli int, 
 	dir := filepath.Join(postmastertest.TempDir(t, w.install), "data")
 	opt := w.options(dir)
 	if change != nil {
-		change(dir, &opt)
+		change(dir, plan, &opt)
 	}
 	if _, err := CarryOut(ctx, w.repo, plan, opt); err != nil {
 		t.Fatal(err)
@@ -154,7 +154,7 @@ func TestARestoreCommandSurvivesEveryPath(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	end := w.ends[1][len(w.ends[1])-2]
-	query := w.restored(ctx, t, "lsn:"+end.LSN.String(), 1, func(dir string, opt *Options) {
+	query := w.restored(ctx, t, "lsn:"+end.LSN.String(), 1, func(dir string, _ *Plan, opt *Options) {
 		odd := filepath.Join(filepath.Dir(dir), `it's a $HOME \n "path" 100`)
 		if err := errors.Join(os.Mkdir(odd, 0o755), os.Symlink(w.self, filepath.Join(odd, "pitr"))); err != nil {
 			t.Fatal(err)
@@ -164,6 +164,21 @@ func TestARestoreCommandSurvivesEveryPath(t *testing.T) {
 	})
 	if got := query("select 1"); got != "1" {
 		t.Error(got)
+	}
+}
+
+// TestARecoveryDoesNotStopAtARaisedSetting lets the WAL want more connections than the backup knows of, as after the origin has raised them:
+// with hot standby Postgres would refuse, or pause for ever.
+func TestARecoveryDoesNotStopAtARaisedSetting(t *testing.T) {
+	w := theWorld(t)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	end := w.ends[1][len(w.ends[1])-2]
+	query := w.restored(ctx, t, "lsn:"+end.LSN.String(), 1, func(_ string, plan *Plan, _ *Options) {
+		plan.Backup.Settings["max_connections"] = "20"
+	})
+	if got := query("show max_connections"); got != "20" {
+		t.Errorf("max_connections is %s: the test shows nothing", got)
 	}
 }
 
