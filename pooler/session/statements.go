@@ -234,7 +234,7 @@ func (s *Session) unsettled(name string, st *statement) bool {
 
 // inDoubt reports whether it depends on the outcome of an earlier batch whether the server has a statement of the client.
 func (s *Session) inDoubt(st *statement) bool {
-	p := s.server.prepared[st.tail]
+	p := s.server.prepared[s.server.key(st.tail)]
 	return st.valid && p != nil && !p.there && s.replies.readies > 0
 }
 
