@@ -383,7 +383,7 @@ func (s *Session) cleanSlot(m message) {
 	if m.Type == pgwire.Query {
 		return // exec_simple_query in src/backend/tcop/postgres.c drops it
 	}
-	s.batch = true
+	s.batch = m.Type != pgwire.FunctionCall // which is answered with a ReadyForQuery of its own
 	s.replies.push(reply{kind: replyClose, swallow: true})
 	m.out.buffer(func(buf []byte) []byte { return pgwire.AppendNamed(buf, pgwire.Close, "") })
 }
