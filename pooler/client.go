@@ -178,6 +178,9 @@ func resize(buf []byte, have, want, size int) []byte {
 func (c *client) handle(in []byte) (used, want int, goOn bool) {
 	for {
 		c.mu.Lock()
+		for c.speaking && !c.ended && c.machine.RepliesLen() >= int(c.pooler.cfg.PktBuf) {
+			c.turn.Wait() // the client asks, and does not read
+		}
 		if c.ended {
 			c.mu.Unlock()
 			return used, 0, false
