@@ -82,9 +82,12 @@ func (c *client) welcome(params *session.Params) ([]pgwire.Param, error) {
 		if !c.acquire() {
 			return nil, c.failed()
 		}
+		timeout := time.AfterFunc(c.pooler.cfg.ClientLoginTimeout.D(), func() { c.end(errLoginTimeout) })
 		c.sendAhead()
 		var failed error
-		if reported, failed = c.probed(); failed != nil {
+		reported, failed = c.probed()
+		timeout.Stop()
+		if failed != nil {
 			return nil, failed
 		}
 		c.pool.SetWelcome(params, reported)
