@@ -82,9 +82,12 @@ func (c *client) welcome(params *session.Params) ([]pgwire.Param, error) {
 		if !c.acquire() {
 			return nil, c.failed()
 		}
+		timeout := time.AfterFunc(c.pooler.cfg.ClientLoginTimeout.D(), func() { c.end(errLoginTimeout) })
 		c.sendAhead()
 		var failed error
-		if reported, failed = c.probed(); failed != nil {
+		reported, failed = c.probed()
+		timeout.Stop()
+		if failed != nil {
 			return nil, failed
 		}
 		c.pool.SetWelcome(params, reported)
@@ -178,6 +181,9 @@ func resize(buf []byte, have, want, size int) []byte {
 func (c *client) handle(in []byte) (used, want int, goOn bool) {
 	for {
 		c.mu.Lock()
+		for c.speaking && !c.ended && c.machine.RepliesLen() >= int(c.pooler.cfg.PktBuf) {
+			c.turn.Wait() // the client asks, and does not read
+		}
 		if c.ended {
 			c.mu.Unlock()
 			return used, 0, false

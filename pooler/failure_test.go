@@ -7,7 +7,9 @@ import (
 	"io"
 	"net"
 	"runtime"
+	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -395,5 +397,28 @@ func TestBothDirectionsMoveAtOnce(t *testing.T) {
 		if got := w.until('Z'); strings.Count(got, "xxxx") == 0 {
 			t.Fatalf("answer %d is %q", n, got)
 		}
+	}
+}
+
+// TestLoginDoesNotWaitForEverForServerThatHangs stops the server that is asked what the client's settings mean.
+func TestLoginDoesNotWaitForEverForServerThatHangs(t *testing.T) {
+	pg := server(t)
+	r := start(t, pg, func(cfg *config.Config) {
+		onePerPool(cfg)
+		cfg.Pooler.ClientLoginTimeout = config.Duration(300 * time.Millisecond)
+	})
+	backend, err := strconv.Atoi(mustQuery(t, connect(t, r.dsn("")), "select pg_backend_pid()"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Kill(backend, syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = syscall.Kill(backend, syscall.SIGCONT) }()
+	if err := startup(t, r, "timezone=Asia/Tokyo"); err == nil || !strings.Contains(err.Error(), "client_login_timeout") {
+		t.Errorf("the client got %v", err)
+	}
+	if err := startup(t, r, "timezone=Asia/Tokyo"); err != nil {
+		t.Errorf("with another server the client got %v", err)
 	}
 }

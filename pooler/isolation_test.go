@@ -270,3 +270,33 @@ func transaction(t *testing.T, conn *pgx.Conn, client int, want string, random *
 	}
 	return got, app, tx.Commit(ctx)
 }
+
+// TestStatementsMeanWhatTheirClientsSettingsSay lets clients prepare the same bytes under settings that decide, while Postgres
+// parses, which value a literal is.
+func TestStatementsMeanWhatTheirClientsSettingsSay(t *testing.T) {
+	pg := server(t)
+	r := start(t, pg, onePerPool)
+	check := func(settings, text, want string) {
+		t.Helper()
+		conn := pgxConnect(t, r.dsn("default_query_exec_mode=cache_statement "+settings))
+		for range 3 {
+			var got string
+			if err := conn.QueryRow(t.Context(), text).Scan(&got); err != nil || got != want {
+				t.Errorf("with %s %s is %q, want %q, err %v", settings, text, got, want, err)
+			}
+		}
+	}
+	const instant = "select extract(epoch from timestamptz '2020-01-01 00:00')::int::text"
+	check("timezone=UTC application_name=one", instant, "1577836800")
+	check("timezone=Asia/Tokyo", instant, "1577804400")
+	check("timezone=UTC application_name=two", instant, "1577836800")
+	const date = "select extract(month from date '01/02/2003')::int::text"
+	check("datestyle=ISO,MDY", date, "1")
+	check("datestyle=ISO,DMY", date, "2")
+	const letters = "select length('\xc3\xa9')::text"
+	check("client_encoding=UTF8", letters, "1")
+	check("client_encoding=LATIN1", letters, "2")
+	if st := r.Stats().Pools[0]; st.Connects != 1 || st.Cleanings != 0 {
+		t.Errorf("the statements did not meet on one server that kept them: %+v", st)
+	}
+}

@@ -262,6 +262,8 @@ func sessionOptions(cfg config.Pooler, transaction bool) *session.Options {
 	}
 }
 
+var errLoginTimeout = pgwire.Fatal("08P01", "client_login_timeout")
+
 // loginFailed tells the client why, and the log if it is not the client's own affair.
 func (p *Pooler) loginFailed(conn net.Conn, err error) {
 	p.counters.loginFailures.Add(1)
@@ -269,7 +271,7 @@ func (p *Pooler) loginFailed(conn net.Conn, err error) {
 	if !errors.As(err, &failure) {
 		var timeout net.Error
 		if errors.As(err, &timeout) && timeout.Timeout() {
-			failure = pgwire.Fatal("08P01", "client_login_timeout")
+			failure = errLoginTimeout
 		}
 	}
 	p.log.Debug("login failed", "client", conn.RemoteAddr().String(), "error", err)

@@ -137,6 +137,9 @@ func (s *Session) message(m message) (int, Step) {
 	case pgwire.Terminate:
 		return 0, Step{Verdict: Leave}
 	case pgwire.Sync:
+		if !s.copyIn && s.full() {
+			return 0, s.flushAndWait(m.out)
+		}
 		return s.sync(m), Step{}
 	case pgwire.Flush:
 		if s.server == nil || s.skip || !s.batch {
@@ -149,6 +152,9 @@ func (s *Session) message(m message) (int, Step) {
 	if s.skip {
 		return s.swallow(m), Step{}
 	}
+	if s.full() {
+		return 0, s.flushAndWait(m.out)
+	}
 	if m.Type == pgwire.Close {
 		if used, step, done := s.closeLocally(m); done {
 			return used, step
@@ -157,15 +163,22 @@ func (s *Session) message(m message) (int, Step) {
 	if s.server == nil {
 		return 0, Step{Verdict: Need}
 	}
-	if s.replies.len()+pipelineRoom > s.options.PipelineMax {
-		if !s.flushed {
-			s.flushed = true
-			m.out.buffer(func(buf []byte) []byte { return pgwire.AppendEmpty(buf, pgwire.Flush) })
-		}
-		return 0, Step{Verdict: Full}
-	}
 	s.flushed, s.copyIn = false, false // no such message belongs into a COPY: the server ends it with an error
 	return s.request(m)
+}
+
+// full reports whether one more message could be more than may be outstanding.
+func (s *Session) full() bool {
+	return s.server != nil && s.replies.len()+pipelineRoom > s.options.PipelineMax
+}
+
+// flushAndWait makes the server answer what it has got, and lets the client's next message wait for that.
+func (s *Session) flushAndWait(out *Output) Step {
+	if !s.flushed {
+		s.flushed = true
+		out.buffer(func(buf []byte) []byte { return pgwire.AppendEmpty(buf, pgwire.Flush) })
+	}
+	return Step{Verdict: Full}
 }
 
 // request decides about a message that a linked server answers.
@@ -224,7 +237,7 @@ func (s *Session) sync(m message) int {
 		s.ignored = true
 		return s.pass(m)
 	}
-	s.batch, s.skip = false, false
+	s.batch, s.skip, s.flushed = false, false, false
 	s.replies.push(reply{kind: replySync})
 	return s.pass(m)
 }

@@ -12,6 +12,9 @@ import (
 type Params struct {
 	list []pgwire.Param // lower-case names, sorted, each once
 	key  string         // equal for equal sets
+	// reading is equal for sets under which Postgres reads a text alike. Literals get their value when a statement is parsed, from the
+	// time zone, the date style, the encoding and others, so that every setting counts but the one that is only a name.
+	reading string
 }
 
 // NoParams is the set of a server as it comes from its login and from DISCARD ALL.
@@ -113,11 +116,15 @@ func newParams(set map[string]string) *Params {
 		p.list = append(p.list, pgwire.Param{Name: name, Value: value})
 	}
 	sort.Slice(p.list, func(i, j int) bool { return p.list[i].Name < p.list[j].Name })
-	var key strings.Builder
+	var key, reading strings.Builder
 	for _, param := range p.list {
-		key.WriteString(param.Name + "=" + param.Value + "\x00")
+		text := param.Name + "=" + param.Value + "\x00"
+		key.WriteString(text)
+		if param.Name != "application_name" {
+			reading.WriteString(text)
+		}
 	}
-	p.key = key.String()
+	p.key, p.reading = key.String(), reading.String()
 	return p
 }
 

@@ -16,8 +16,8 @@ type Server struct {
 	reported map[string]string // values of the last ParameterStatus of each name, by the server's spelling
 	dirty    bool              // somebody may have left something behind
 
-	// The named statements that this server has, by text and parameter types, least recently used last.
-	prepared map[string]*prepared
+	// The named statements that this server has, least recently used last.
+	prepared map[preparedKey]*prepared
 	newest   *prepared
 	oldest   *prepared
 	// unnamedUsed says that somebody may have left an unnamed statement.
@@ -30,7 +30,7 @@ type Server struct {
 
 // NewServer returns what is known after a login: the reported parameters.
 func NewServer(reported map[string]string) *Server {
-	s := &Server{params: NoParams, reported: map[string]string{}, prepared: map[string]*prepared{}}
+	s := &Server{params: NoParams, reported: map[string]string{}, prepared: map[preparedKey]*prepared{}}
 	for name, value := range reported {
 		s.reported[name] = value
 	}
@@ -114,9 +114,17 @@ func (s *Server) report(body []byte) (name, value string, ok bool) {
 // (src/backend/utils/misc/guc_tables.c).
 const reportedMax = 256
 
+// preparedKey says which statements mean the same.
+type preparedKey struct {
+	tail    string // text and parameter types, as Parse has them after the name
+	reading string // the settings under which it was parsed: Params.reading
+}
+
+func (s *Server) key(tail string) preparedKey { return preparedKey{tail, s.params.reading} }
+
 // prepared is a statement that a server has, or will have once it has read what was sent to it.
 type prepared struct {
-	tail  string // text and parameter types, as Parse has them after the name
+	key   preparedKey
 	name  string // the name on this server
 	hints hint
 	there bool   // the server has answered ParseComplete
@@ -128,9 +136,10 @@ type prepared struct {
 // namePrefix begins the names of our statements on a server. A client's own name never reaches a server.
 const namePrefix = "pitr_"
 
-// find returns the statement with this tail and makes it the most recently used one; nil when the server does not have it.
+// find returns the statement with this tail, parsed under the present settings, and makes it the most recently used one; nil when
+// the server does not have it.
 func (s *Server) find(tail string) *prepared {
-	p := s.prepared[tail]
+	p := s.prepared[s.key(tail)]
 	if p != nil && p != s.newest {
 		s.unlink(p)
 		s.pushNewest(p)
@@ -148,26 +157,27 @@ func (s *Server) add(tail string, hints hint) *prepared {
 func (s *Server) surplus(tail string) *prepared {
 	s.named++
 	s.dirty = true
-	return &prepared{tail: tail, name: namePrefix + strconv.FormatUint(s.named, 10)}
+	return &prepared{key: s.key(tail), name: namePrefix + strconv.FormatUint(s.named, 10)}
 }
 
 // addAs notes that the server is going to have a statement under this name.
 func (s *Server) addAs(name, tail string, hints hint) *prepared {
-	if old := s.prepared[tail]; old != nil {
+	key := s.key(tail)
+	if old := s.prepared[key]; old != nil {
 		s.forget(old)
 		s.dirty = true // it has one that nobody knows of any more
 	}
-	p := &prepared{tail: tail, hints: hints, name: name}
-	s.prepared[tail] = p
+	p := &prepared{key: key, hints: hints, name: name}
+	s.prepared[key] = p
 	s.pushNewest(p)
 	return p
 }
 
 // forget notes that the server does not have a statement.
 func (s *Server) forget(p *prepared) {
-	if s.prepared[p.tail] == p {
+	if s.prepared[p.key] == p {
 		s.unlink(p)
-		delete(s.prepared, p.tail)
+		delete(s.prepared, p.key)
 	}
 }
 

@@ -149,6 +149,9 @@ func (s *Session) Outstanding() bool { return s.server != nil && !s.CanRelease()
 // HasReplies reports whether TakeReplies has anything.
 func (s *Session) HasReplies() bool { return s.own != nil }
 
+// RepliesLen returns how many bytes TakeReplies has. The driver does not come with more of the client's input while they are many.
+func (s *Session) RepliesLen() int { return len(s.own) }
+
 // Owed reports whether the server is going to send a ReadyForQuery without any further message of the client.
 func (s *Session) Owed() bool {
 	return s.server != nil && !s.copyIn && s.replies.readies > 0

@@ -234,7 +234,7 @@ func (s *Session) unsettled(name string, st *statement) bool {
 
 // inDoubt reports whether it depends on the outcome of an earlier batch whether the server has a statement of the client.
 func (s *Session) inDoubt(st *statement) bool {
-	p := s.server.prepared[st.tail]
+	p := s.server.prepared[s.server.key(st.tail)]
 	return st.valid && p != nil && !p.there && s.replies.readies > 0
 }
 
@@ -383,7 +383,7 @@ func (s *Session) cleanSlot(m message) {
 	if m.Type == pgwire.Query {
 		return // exec_simple_query in src/backend/tcop/postgres.c drops it
 	}
-	s.batch = true
+	s.batch = m.Type != pgwire.FunctionCall // which is answered with a ReadyForQuery of its own
 	s.replies.push(reply{kind: replyClose, swallow: true})
 	m.out.buffer(func(buf []byte) []byte { return pgwire.AppendNamed(buf, pgwire.Close, "") })
 }
