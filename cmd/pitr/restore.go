@@ -256,7 +256,7 @@ func (f restoreFlags) open(ctx context.Context, out io.Writer, cfg *config.Confi
 		}
 	}
 	bar := newProgress(os.Stderr)
-	_, opened, err := restore.Start(ctx, install, restore.StartOptions{Dir: f.into, Port: port, Log: filepath.Clean(f.into) + ".log",
+	server, opened, err := restore.Start(ctx, install, restore.StartOptions{Dir: f.into, Port: port, Log: filepath.Clean(f.into) + ".log",
 		OpenTimeout: cfg.Restore.OpenTimeout.D(), Progress: func(status string) { bar.show("Postgres: " + status) }})
 	bar.done()
 	if err != nil {
@@ -268,7 +268,7 @@ func (f restoreFlags) open(ctx context.Context, out io.Writer, cfg *config.Confi
 	}
 	fmt.Fprintf(out, "%-16s on 127.0.0.1:%d after %s of recovery, timeline %s\n", "open", port, durationText(opened.Took), opened.NewTimeline)
 	fmt.Fprintf(out, "%-16s %s; last transaction %s\n", "proof", opened.Stopping, opened.LastXactTime)
-	fmt.Fprintf(out, "%-16s %s -h %s -p %d; stop: %s stop -D %s\n", "connect", install.Path("psql"), f.into, port, install.Path("pg_ctl"), f.into)
+	fmt.Fprintf(out, "%-16s %s -h %s -p %d; stop: %s stop -D %s\n", "connect", install.Path("psql"), server.Host(), port, install.Path("pg_ctl"), f.into)
 	return nil
 }
 

@@ -78,7 +78,7 @@ type Server struct {
 	exitErr error         // valid after done
 }
 
-// StartOptions says how Postgres is started. It listens on 127.0.0.1 and on a Unix socket in Dir.
+// StartOptions says how Postgres is started. It listens on 127.0.0.1 and, if the name is fit for it, on a Unix socket in Dir.
 type StartOptions struct {
 	Dir      string
 	Port     int
@@ -87,11 +87,30 @@ type StartOptions struct {
 }
 
 func (opt StartOptions) args() []string {
-	args := []string{"-D", opt.Dir, "-p", strconv.Itoa(opt.Port), "-c", "listen_addresses=127.0.0.1", "-c", "unix_socket_directories=" + opt.Dir}
+	args := []string{"-D", opt.Dir, "-p", strconv.Itoa(opt.Port), "-c", "listen_addresses=127.0.0.1", "-c", "unix_socket_directories=" + socketDir(opt.Dir)}
 	for _, setting := range opt.Settings {
 		args = append(args, "-c", setting)
 	}
 	return args
+}
+
+// socketPathMax is UNIXSOCK_PATH_BUFLEN of src/include/libpq/pqcomm.h less its final zero: the size of sun_path on Linux.
+const socketPathMax = 107
+
+// socketDir is dir, or "" when the name of a socket in it would be too long or would not survive the list that the setting is.
+func socketDir(dir string) string {
+	if len(dir)+len("/.s.PGSQL.65535") > socketPathMax || strings.ContainsAny(dir, ",\"") {
+		return ""
+	}
+	return dir
+}
+
+// Host is what a client on this machine gives as host.
+func (s *Server) Host() string {
+	if dir := socketDir(s.Dir); dir != "" {
+		return dir
+	}
+	return "127.0.0.1"
 }
 
 // StartChild runs Postgres as a child of this process and waits until it accepts connections. The caller must Stop it.
@@ -273,7 +292,7 @@ func (s *Server) Kill() error {
 
 // Query runs one statement with psql as user in database and returns its rows: lines of fields separated by |.
 func (s *Server) Query(ctx context.Context, user, database, sql string) (string, error) {
-	cmd := s.install.Command(ctx, "psql", "-XAtq", "-v", "ON_ERROR_STOP=1", "-h", s.Dir, "-p", strconv.Itoa(s.Port), "-U", user, "-d", database, "-c", sql)
+	cmd := s.install.Command(ctx, "psql", "-XAtq", "-v", "ON_ERROR_STOP=1", "-h", s.Host(), "-p", strconv.Itoa(s.Port), "-U", user, "-d", database, "-c", sql)
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
 	if err := cmd.Run(); err != nil {
