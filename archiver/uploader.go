@@ -22,7 +22,9 @@ type uploader struct {
 
 	open repo.SegmentBuilder
 	sent []repo.Part // parts of the open segment
-	lag  time.Duration
+
+	replaced []repo.Part // parts of whole segments that are still to be removed
+	lag      time.Duration
 }
 
 // run stores until the queue is closed and empty. It gives up only when ctx ends or the repository holds other content (law 3).
@@ -69,15 +71,14 @@ func (u *uploader) store(ctx context.Context, p piece) error {
 	return nil
 }
 
-// finishSegment stores the index and removes the parts that the segment has replaced. The segment is safe already: what fails here is
-// retried, and what is left behind by a kill is harmless and swept when the archiver next starts.
+// finishSegment stores the index and removes the parts that the segment has replaced. The segment is safe already: parts that cannot be
+// removed now are tried again with the next segment, and what a kill leaves behind is swept when the archiver next starts.
 func (u *uploader) finishSegment(ctx context.Context, p piece) {
 	segment := u.size.Segment(u.timeline, p.Start)
 	err := u.persist(ctx, p, p.Start, func(ctx context.Context) error { return u.repo.PutIndex(ctx, u.size, segment, *p.Index) })
-	for _, part := range u.sent {
-		if err == nil {
-			err = u.repo.DeletePart(ctx, u.size, part)
-		}
+	if err == nil {
+		u.replaced = append(u.replaced, u.sent...)
+		err = u.removeReplaced(ctx)
 	}
 	if err != nil {
 		u.log.Warn("index or clean-up of a segment was put off", "segment", segment.Name(u.size), "error", err)
@@ -85,6 +86,17 @@ func (u *uploader) finishSegment(ctx context.Context, p piece) {
 		u.log.Info("segment archived", "segment", segment.Name(u.size), "parts", len(u.sent), "commits", p.Index.Commits())
 	}
 	u.open, u.sent = repo.SegmentBuilder{}, nil
+}
+
+// removeReplaced removes parts whose segments are whole, as far as the store lets it.
+func (u *uploader) removeReplaced(ctx context.Context) error {
+	for len(u.replaced) > 0 {
+		if err := u.repo.DeletePart(ctx, u.size, u.replaced[0]); err != nil {
+			return err
+		}
+		u.replaced = u.replaced[1:]
+	}
+	return nil
 }
 
 // storePause is how long the archiver waits after the store has refused something through all retries.
