@@ -119,6 +119,8 @@ func (m *model) collect(t *rapid.T) {
 		case err != nil:
 		case len(waiting) > 0:
 			t.Fatal("a client was served before one who came earlier")
+		case slices.Contains(m.held, server):
+			t.Fatalf("server %d was lent while a cancel was on its way to it", server.Process())
 		default:
 			for _, other := range m.lent {
 				if other.server == server {
