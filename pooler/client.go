@@ -25,6 +25,7 @@ type client struct {
 	options *session.Options
 	quit    chan struct{} // closed when the client has to end
 	writing atomic.Int64  // the coarse time since when somebody writes to conn, zero when nobody does
+	queued  atomic.Int64  // the same for the wait for a server
 
 	// mu guards everything below. It is never held while something is read, written, dialled or waited for, except on turn. Pool.mu
 	// may be taken under it.
@@ -263,7 +264,9 @@ func (c *client) waitAnswered() {
 // acquire links a server.
 func (c *client) acquire() bool {
 	for {
+		c.queued.Store(c.pooler.clock.Load() + 1)
 		server, err := c.pool.Acquire(c.waiter, c.quit)
+		c.queued.Store(0)
 		if err != nil {
 			c.end(acquireFailure(err))
 			return false

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"runtime"
 	"strconv"
 	"strings"
@@ -274,12 +275,9 @@ func TestDrainCutsWhatDoesNotEnd(t *testing.T) {
 
 func TestUnreachableServerIsToldAtOnceAndRetried(t *testing.T) {
 	pg := server(t)
-	port, err := freePort()
-	if err != nil {
-		t.Fatal(err)
-	}
+	door := closedDoor(t)
 	r := start(t, pg, func(cfg *config.Config) {
-		cfg.Postgres.DSN = config.DSN(fmt.Sprintf("host=127.0.0.1 port=%d user=postgres sslmode=disable", port))
+		cfg.Postgres.DSN = config.DSN(fmt.Sprintf("host=127.0.0.1 port=%d user=postgres sslmode=disable", door.port))
 	})
 	for range 3 {
 		if err := startup(t, r, ""); err == nil || !strings.Contains(err.Error(), "08001") {
@@ -289,7 +287,7 @@ func TestUnreachableServerIsToldAtOnceAndRetried(t *testing.T) {
 	if err := r.Ready(t.Context()); err == nil {
 		t.Error("Ready says yes")
 	}
-	forward(t, port, pg.port)
+	door.open(t, pg.port)
 	eventually(t, "the server is found again", func() bool { return startup(t, r, "") == nil })
 	if err := r.Ready(t.Context()); err != nil {
 		t.Errorf("Ready says %v", err)
@@ -299,13 +297,37 @@ func TestUnreachableServerIsToldAtOnceAndRetried(t *testing.T) {
 	}
 }
 
-// forward makes a port lead to another.
-func forward(t *testing.T, from, to int) {
+// door is a port that is taken, so that nobody else can get it, and where nobody listens until it is opened.
+type door struct{ socket, port int }
+
+func closedDoor(t *testing.T) *door {
 	t.Helper()
-	listener, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", from))
+	socket, err := syscall.Socket(syscall.AF_INET, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
+	if err := syscall.Bind(socket, &syscall.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}); err != nil {
+		t.Fatal(err)
+	}
+	address, err := syscall.Getsockname(socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &door{socket, address.(*syscall.SockaddrInet4).Port}
+}
+
+// open makes the port lead to another.
+func (d *door) open(t *testing.T, to int) {
+	t.Helper()
+	if err := syscall.Listen(d.socket, 16); err != nil {
+		t.Fatal(err)
+	}
+	file := os.NewFile(uintptr(d.socket), "door")
+	listener, err := net.FileListener(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	file.Close()
 	t.Cleanup(func() { listener.Close() })
 	go func() {
 		for {

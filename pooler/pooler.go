@@ -238,10 +238,12 @@ func (p *Pooler) drain() (drained, cut int) {
 	return len(clients) - len(left), len(left)
 }
 
-// tick keeps the coarse clock, and cuts clients that hold a server without reading what it sends.
+// tick keeps the coarse clock, cuts clients that hold a server without reading what it sends, and ends those that have vanished
+// while they wait for one.
 func (p *Pooler) tick(start time.Time, stop <-chan struct{}) {
 	ticker := time.NewTicker(tickPause)
 	defer ticker.Stop()
+	looked := int64(0) // at those who wait
 	for {
 		select {
 		case <-stop:
@@ -250,6 +252,14 @@ func (p *Pooler) tick(start time.Time, stop <-chan struct{}) {
 		}
 		now := int64(time.Since(start) / tickPause)
 		p.clock.Store(now)
+		if now-looked >= vanishTicks {
+			looked = now
+			for _, c := range p.queued(now) {
+				if hasVanished(c.conn) {
+					c.end(nil)
+				}
+			}
+		}
 		limit := int64(p.cfg.ClientWriteTimeout.D() / tickPause)
 		if p.cfg.ClientWriteTimeout == 0 {
 			continue
@@ -263,6 +273,9 @@ func (p *Pooler) tick(start time.Time, stop <-chan struct{}) {
 
 // tickPause is the resolution of the coarse clock.
 const tickPause = 250 * time.Millisecond
+
+// vanishTicks is how many ticks pass between two looks at the clients that wait.
+const vanishTicks = 4
 
 // stuck returns the clients that somebody has been writing to since before.
 func (p *Pooler) stuck(before int64) []*client {

@@ -54,6 +54,9 @@ func freePort() (int, error) {
 // startTimeout bounds making and starting the cluster, on a busy machine too.
 const startTimeout = 2 * time.Minute
 
+// startAttempts is how many ports are tried: between asking for a free one and using it anybody may take it.
+const startAttempts = 3
+
 func startPostgres(settings ...string) (*postgres, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), startTimeout)
 	defer cancel()
@@ -65,15 +68,20 @@ func startPostgres(settings ...string) (*postgres, error) {
 	if p.dir, err = os.MkdirTemp("", "pooler-test-"); err != nil {
 		return nil, err
 	}
-	if p.port, err = freePort(); err != nil {
-		return nil, err
-	}
 	data := filepath.Join(p.dir, "data")
 	if err := errors.Join(install.Own(p.dir), install.InitDB(ctx, postmaster.InitOptions{Dir: data, Superuser: "postgres"})); err != nil {
 		return nil, err
 	}
-	p.server, err = install.StartChild(ctx, postmaster.StartOptions{Dir: data, Port: p.port, Log: filepath.Join(p.dir, "log"), Settings: settings})
-	return p, err
+	for range startAttempts {
+		if p.port, err = freePort(); err != nil {
+			return nil, err
+		}
+		options := postmaster.StartOptions{Dir: data, Port: p.port, Log: filepath.Join(p.dir, "log"), Settings: settings}
+		if p.server, err = install.StartChild(ctx, options); err == nil {
+			return p, nil
+		}
+	}
+	return nil, err
 }
 
 func (p *postgres) stop() error {

@@ -59,3 +59,26 @@ func TestServersAreUsedLastInFirstOut(t *testing.T) {
 		}
 	}
 }
+
+func TestClientThatVanishesLeavesTheQueue(t *testing.T) {
+	pg := server(t)
+	r := start(t, pg, func(cfg *config.Config) { onePerPool(cfg); cfg.Pooler.QueryWaitTimeout = 0 })
+	holder, gone, patient := connect(t, r.dsn("")), raw(t, r), connect(t, r.dsn(""))
+	mustQuery(t, holder, "create table if not exists queued (x text); truncate queued")
+	mustQuery(t, holder, "begin")
+	gone.send(&pgQuery{String: "insert into queued values ('gone')"})
+	eventually(t, "the client waits", func() bool { return r.Stats().ClientsWaiting == 1 })
+	failed := make(chan error, 1)
+	go func() { _, err := query(patient, "insert into queued values ('patient')"); failed <- err }()
+	eventually(t, "both wait", func() bool { return r.Stats().ClientsWaiting == 2 })
+	gone.conn.Close()
+	eventually(t, "the one who has gone waits no longer", func() bool { return r.Stats().ClientsWaiting == 1 })
+	eventually(t, "it is no client any more", func() bool { return r.Stats().Clients == 2 })
+	mustQuery(t, holder, "commit")
+	if err := <-failed; err != nil {
+		t.Error(err)
+	}
+	if got := mustQuery(t, holder, "select string_agg(x, ',') from queued"); got != "patient" {
+		t.Errorf("the table has %q", got)
+	}
+}

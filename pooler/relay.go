@@ -87,14 +87,19 @@ func (c *client) unlink() {
 // handBackAndUnlock releases the server that was unlinked, unless its goroutine is still writing what it has brought: then that
 // does it, since the next client should not have to wait for this one to read. The caller holds mu, which is unlocked.
 func (c *client) handBackAndUnlock() {
-	back := c.back
-	if back.server == nil || c.serving {
+	for c.back.server != nil && !c.serving {
+		back := c.back
+		c.back = handback{}
+		c.settle() // another server may have been linked meanwhile, whose turn it is now
+		more := c.back.server != nil
 		c.mu.Unlock()
-		return
+		c.pool.Release(back.server, back.condition)
+		if !more {
+			return
+		}
+		c.mu.Lock()
 	}
-	c.back = handback{}
 	c.mu.Unlock()
-	c.pool.Release(back.server, back.condition)
 }
 
 // speakOwn writes the replies that the machine itself gives, unless somebody else is speaking, who then does it. The caller holds

@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strings"
 	"sync"
 
 	"github.com/xdg-go/scram"
@@ -116,7 +117,10 @@ func (u *Users) Trusted(name string) (trusted, refused bool) {
 }
 
 // Conversation is one login with SCRAM.
-type Conversation struct{ scram *scram.ServerConversation }
+type Conversation struct {
+	scram *scram.ServerConversation
+	begun bool
+}
 
 // Begin starts the login of a user, whether it exists or not. As in Postgres, the name that counts is that of the startup packet
 // and not the one inside SCRAM's messages.
@@ -125,16 +129,36 @@ func (u *Users) Begin(name string) (*Conversation, error) {
 	if err != nil {
 		return nil, fmt.Errorf("scram: %w", err)
 	}
-	return &Conversation{server.NewConversation()}, nil
+	return &Conversation{scram: server.NewConversation()}, nil
 }
 
 // Step takes what the client said and returns what it is to be told. done means that the client is who it says.
 func (c *Conversation) Step(said []byte) (answer []byte, done bool, err error) {
+	if !c.begun && !acceptable(string(said)) {
+		return nil, false, ErrRefused
+	}
+	c.begun = true
 	text, err := c.scram.Step(string(said))
 	if err != nil {
 		return nil, false, ErrRefused
 	}
 	return []byte(text), c.scram.Valid(), nil
+}
+
+// acceptable checks of a client's first message what xdg-go/scram leaves open and read_client_first_message in
+// src/backend/libpq/auth-scram.c does not: no channel binding, nobody else's identity, and a nonce of printable characters.
+func acceptable(first string) bool {
+	if !strings.HasPrefix(first, "n,,") && !strings.HasPrefix(first, "y,,") {
+		return false
+	}
+	_, nonce, _ := strings.Cut(first, ",r=")
+	nonce, _, _ = strings.Cut(nonce, ",")
+	for i := range len(nonce) {
+		if nonce[i] <= ' ' || nonce[i] > '~' {
+			return false
+		}
+	}
+	return nonce != ""
 }
 
 func (u *Users) credentials(name string) (scram.StoredCredentials, error) {

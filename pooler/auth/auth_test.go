@@ -63,6 +63,65 @@ func TestUnknownUserAndWrongPasswordLookAlike(t *testing.T) {
 	}
 }
 
+// TestFirstMessagesThatAreRefused says the first messages of a client that knows the password, and wants more than to log in with it.
+func TestFirstMessagesThatAreRefused(t *testing.T) {
+	users, err := Load(config.Auth{Type: "scram-sha-256"}, map[string]config.User{"known": {Password: "right"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	begin := func(said string) error {
+		conversation, err := users.Begin("known")
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, _, err = conversation.Step([]byte(said))
+		return err
+	}
+	for _, said := range []string{"n,,n=,r=nonce", "y,,n=,r=nonce", "n,,n=somebody,r=nonce"} {
+		if err := begin(said); err != nil {
+			t.Errorf("%s: %v", said, err)
+		}
+	}
+	for what, said := range map[string]string{
+		"another identity":      "n,a=postgres,n=,r=nonce",
+		"an empty identity":     "n,a=,n=,r=nonce",
+		"channel binding":       "p=tls-server-end-point,,n=,r=nonce",
+		"an unknown extension":  "n,,m=x,n=,r=nonce",
+		"no nonce":              "n,,n=,r=",
+		"a nonce with a blank":  "n,,n=,r=a b",
+		"a nonce with controls": "n,,n=,r=a\x00b",
+		"nothing":               "",
+	} {
+		if err := begin(said); err != ErrRefused {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+}
+
+func FuzzConversation(f *testing.F) {
+	f.Add("n,,n=,r=nonce", "c=biws,r=nonce,p=AAAA")   // a proof that is too short
+	f.Add("y,a=x,n=x,r=", "c=eSw9,r=")                // another identity
+	f.Add("p=tls-unique,,n==2C,r=,", ",,,p=\xff====") // what is no SCRAM at all
+	users, err := Load(config.Auth{Type: "scram-sha-256"}, map[string]config.User{"known": {Password: "right"}})
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Fuzz(func(t *testing.T, first, final string) {
+		for _, name := range []string{"known", "unknown"} {
+			conversation, err := users.Begin(name)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, done, err := conversation.Step([]byte(first)); err != nil || done {
+				continue
+			}
+			if _, done, err := conversation.Step([]byte(final)); err != ErrRefused || done {
+				t.Errorf("%q and %q let %s in", first, final, name)
+			}
+		}
+	})
+}
+
 func TestSecretsThatAreNoUse(t *testing.T) {
 	check := func(secret, want string) {
 		t.Helper()

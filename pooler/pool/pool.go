@@ -189,12 +189,13 @@ func (p *Pool) dequeue(place *list.Element) *Waiter {
 
 // cleanAndUnlock makes a dirty server clean before it is given on. The caller holds mu, which is released.
 func (p *Pool) cleanAndUnlock(server *Server) {
+	clean := server.State.AppendClean(nil) // before the cleaner, whose State it then is, can be called
 	server.move(stateCleaning)
 	server.setOwner(cleaner{})
 	server.cleanBy = time.Now().Add(p.set.cfg.ServerResetTimeout.D())
 	p.counters.Cleanings++
 	p.mu.Unlock()
-	if _, err := server.conn.Write(server.State.AppendClean(nil)); err != nil {
+	if _, err := server.conn.Write(clean); err != nil {
 		server.fail(err)
 	}
 }

@@ -1,0 +1,191 @@
+package pool
+
+import (
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"net"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgproto3"
+
+	"pitr/config"
+)
+
+// postgres is as much of a server as a pool needs: it lets everybody in, or nobody, and answers DISCARD ALL. It lives in a bubble
+// of synctest, so that hours pass in no time and every wait ends for a reason.
+type postgres struct {
+	mu       sync.Mutex
+	refuses  bool
+	hangs    bool        // in DISCARD ALL
+	attempts []time.Time // of connecting
+	backends []net.Conn  // in the order of their logins
+	discards int
+}
+
+func (f *postgres) dial(context.Context, string, string) (net.Conn, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.attempts = append(f.attempts, time.Now())
+	if f.refuses {
+		return nil, errors.New("the fake refuses")
+	}
+	near, far := net.Pipe()
+	f.backends = append(f.backends, far)
+	go f.backend(far, uint32(len(f.backends)))
+	return near, nil
+}
+
+// backend ends with its connection.
+func (f *postgres) backend(conn net.Conn, pid uint32) {
+	defer conn.Close()
+	backend := pgproto3.NewBackend(conn, conn)
+	if _, err := backend.ReceiveStartupMessage(); err != nil {
+		return
+	}
+	backend.Send(&pgproto3.AuthenticationOk{})
+	backend.Send(&pgproto3.BackendKeyData{ProcessID: pid, SecretKey: []byte{1, 2, 3, 4}})
+	backend.Send(&pgproto3.ReadyForQuery{TxStatus: 'I'})
+	for backend.Flush() == nil {
+		if _, err := backend.Receive(); err != nil {
+			return
+		}
+		f.mu.Lock()
+		f.discards++
+		hangs := f.hangs
+		f.mu.Unlock()
+		if hangs {
+			continue
+		}
+		backend.Send(&pgproto3.CommandComplete{CommandTag: []byte("DISCARD ALL")})
+		backend.Send(&pgproto3.ReadyForQuery{TxStatus: 'I'})
+	}
+}
+
+func (f *postgres) set(change func(*postgres)) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	change(f)
+}
+
+func (f *postgres) connects() []time.Time {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return append([]time.Time(nil), f.attempts...)
+}
+
+// settings are the defaults of config/settings.go, with a small pool.
+func settings(size int) config.Pooler {
+	second := config.Duration(time.Second)
+	return config.Pooler{
+		DefaultPoolSize: size, QueryWaitTimeout: 120 * second, ServerConnectTimeout: 15 * second, ServerLoginRetry: 15 * second,
+		ServerIdleTimeout: 600 * second, ServerLifetime: 3600 * second, ServerResetTimeout: 15 * second, PktBuf: 1 << 10,
+		MaxPools: 2, MaxParameterSets: 2,
+	}
+}
+
+// world is one pool with its server.
+type world struct {
+	set  *Set
+	pool *Pool
+	fake *postgres
+}
+
+func newWorld(t testing.TB, cfg config.Pooler) *world {
+	t.Helper()
+	w := &world{fake: &postgres{}}
+	w.set = NewSet(cfg, "host=127.0.0.1 user=u sslmode=disable", func(string) (string, bool) { return "", false },
+		slog.New(slog.NewTextHandler(io.Discard, nil)))
+	var err error
+	if w.pool, err = w.set.Get("d", "u"); err != nil {
+		t.Fatal(err)
+	}
+	w.pool.dial.config.DialFunc = w.fake.dial
+	return w
+}
+
+// inBubble runs a test on a pool of so many servers. After it nothing may be left, or the bubble does not end.
+func inBubble(t *testing.T, cfg config.Pooler, test func(t *testing.T, w *world)) {
+	t.Helper()
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, cfg)
+		defer w.set.Close()
+		test(t, w)
+	})
+}
+
+// pass lets time pass, and everything happen that happens meanwhile.
+func pass(d time.Duration) {
+	<-time.After(d)
+	synctest.Wait()
+}
+
+func (w *world) stats() Stats { return w.pool.stats(time.Now()) }
+
+// borrower is a client as far as a pool knows one.
+type borrower struct {
+	waiter *Waiter
+	quit   chan struct{}
+	begun  time.Time
+
+	mu     sync.Mutex
+	done   bool // Acquire has returned
+	server *Server
+	err    error
+	waited time.Duration
+	lost   bool
+}
+
+func (b *borrower) FromServer(*Server, []byte) (int, error) { return 0, ErrUnasked }
+
+func (b *borrower) ServerLost(*Server, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.lost = true
+}
+
+// borrow begins to acquire, and returns when that is done or waits.
+func (w *world) borrow() *borrower {
+	b := &borrower{quit: make(chan struct{}), begun: time.Now()}
+	b.waiter = NewWaiter(b)
+	w.again(b)
+	return b
+}
+
+func (w *world) again(b *borrower) {
+	b.done = false
+	go func() {
+		server, err := w.pool.Acquire(b.waiter, b.quit)
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		b.done, b.server, b.err, b.waited = true, server, err, time.Since(b.begun)
+	}()
+	synctest.Wait()
+}
+
+// outcome is what has come of it so far: all zero while it waits.
+func (b *borrower) outcome() (server *Server, err error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.server, b.err
+}
+
+func (b *borrower) waits() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return !b.done
+}
+
+// must returns the server that was lent.
+func (b *borrower) must(t testing.TB) *Server {
+	t.Helper()
+	server, err := b.outcome()
+	if server == nil || err != nil {
+		t.Fatalf("no server was lent: %v, waiting %v", err, b.waits())
+	}
+	return server
+}
