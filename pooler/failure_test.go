@@ -165,8 +165,16 @@ func TestCancelHitsOnlyItsVictim(t *testing.T) {
 	victim, other := connect(t, r.dsn("")), connect(t, r.dsn(""))
 	mustQuery(t, victim, "select 1")
 	results := make(chan error, 2)
+	witness := connect(t, pg.dsn(""))
+	// Postgres ignores a cancel that arrives before the query has begun, so it is asked whether it has.
+	running := func(sql string) func() bool {
+		return func() bool {
+			count, err := query(witness, "select count(*) from pg_stat_activity where state = 'active' and query = '"+sql+"'")
+			return err == nil && count == "1"
+		}
+	}
 	go func() { _, err := query(victim, "select pg_sleep(60)"); results <- err }()
-	eventually(t, "the victim's query runs", func() bool { return r.Stats().ClientsActive == 1 })
+	eventually(t, "the victim's query runs", running("select pg_sleep(60)"))
 	done := make(chan error, 1)
 	go func() { _, err := query(other, "select pg_sleep(0.5)"); done <- err }()
 	eventually(t, "the other's query runs", func() bool { return r.Stats().ClientsActive == 2 })
@@ -181,8 +189,8 @@ func TestCancelHitsOnlyItsVictim(t *testing.T) {
 	}
 	wrong := raw(t, r)
 	wrong.secret[0] ^= 1
-	go func() { _, err := query(victim, "select pg_sleep(0.3)"); results <- err }()
-	eventually(t, "the victim's query runs", func() bool { return r.Stats().ClientsActive == 1 })
+	go func() { _, err := query(victim, "select pg_sleep(2)"); results <- err }()
+	eventually(t, "the victim's query runs", running("select pg_sleep(2)"))
 	guess := dial(t, r)
 	guess.send(&pgproto3.CancelRequest{ProcessID: victim.PID(), SecretKey: wrong.secret})
 	guess.rest()
