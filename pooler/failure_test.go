@@ -164,12 +164,19 @@ func TestCancelHitsOnlyItsVictim(t *testing.T) {
 	r := start(t, pg, func(cfg *config.Config) { cfg.Pooler.DefaultPoolSize = 2 })
 	victim, other := connect(t, r.dsn("")), connect(t, r.dsn(""))
 	mustQuery(t, victim, "select 1")
+	direct := connect(t, pg.dsn(""))
+	runs := func(sql string) { // in its backend, which ignores a cancel that comes earlier
+		t.Helper()
+		eventually(t, sql+" runs", func() bool {
+			return mustQuery(t, direct, "select count(*) from pg_stat_activity where state = 'active' and query = '"+sql+"'") == "1"
+		})
+	}
 	results := make(chan error, 2)
 	go func() { _, err := query(victim, "select pg_sleep(60)"); results <- err }()
-	eventually(t, "the victim's query runs", func() bool { return r.Stats().ClientsActive == 1 })
+	runs("select pg_sleep(60)")
 	done := make(chan error, 1)
-	go func() { _, err := query(other, "select pg_sleep(0.5)"); done <- err }()
-	eventually(t, "the other's query runs", func() bool { return r.Stats().ClientsActive == 2 })
+	go func() { _, err := query(other, "select pg_sleep(1)"); done <- err }()
+	runs("select pg_sleep(1)")
 	if err := victim.CancelRequest(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -181,8 +188,8 @@ func TestCancelHitsOnlyItsVictim(t *testing.T) {
 	}
 	wrong := raw(t, r)
 	wrong.secret[0] ^= 1
-	go func() { _, err := query(victim, "select pg_sleep(0.3)"); results <- err }()
-	eventually(t, "the victim's query runs", func() bool { return r.Stats().ClientsActive == 1 })
+	go func() { _, err := query(victim, "select pg_sleep(2)"); results <- err }()
+	runs("select pg_sleep(2)")
 	guess := dial(t, r)
 	guess.send(&pgproto3.CancelRequest{ProcessID: victim.PID(), SecretKey: wrong.secret})
 	guess.rest()
