@@ -64,7 +64,8 @@ func (p *Pooler) enter(c *client, in *bufio.Reader, ask request) error {
 	case errors.Is(err, pool.ErrTooManyPools):
 		return pgwire.Fatal("53300", err.Error())
 	case err != nil:
-		return pgwire.Fatal("58000", "the pool cannot be made: "+err.Error())
+		p.log.Error("pool not made", "database", ask.database, "user", ask.user, "error", err)
+		return pgwire.Fatal("58000", "the pooler's configuration for this database cannot be used; its log says why")
 	}
 	c.join(servers, p.options(ask))
 	welcome, err := c.welcome(ask.params)

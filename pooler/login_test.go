@@ -197,3 +197,20 @@ func TestClientThatDoesNotReadIsCut(t *testing.T) {
 		t.Error("the statistics do not count the limit")
 	}
 }
+
+// TestClientIsNotToldWhatIsWrongWithOurConfiguration takes the service file away after the start.
+func TestClientIsNotToldWhatIsWrongWithOurConfiguration(t *testing.T) {
+	pg := server(t)
+	file := filepath.Join(t.TempDir(), "hidden.conf")
+	if err := os.WriteFile(file, []byte("[pitr]\nhost=127.0.0.1\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	r := start(t, pg, func(cfg *config.Config) { cfg.Postgres.DSN = config.DSN("service=pitr servicefile=" + file) })
+	if err := os.Remove(file); err != nil {
+		t.Fatal(err)
+	}
+	err := startup(t, r, "")
+	if err == nil || !strings.Contains(err.Error(), "58000") || strings.Contains(err.Error(), "hidden") {
+		t.Errorf("the client got %v", err)
+	}
+}

@@ -1,6 +1,7 @@
 package pooler
 
 import (
+	"strconv"
 	"testing"
 
 	"pitr/config"
@@ -10,26 +11,29 @@ func TestClientsAreServedFirstComeFirstServed(t *testing.T) {
 	pg := server(t)
 	r := start(t, pg, onePerPool)
 	holder := connect(t, r.dsn(""))
+	mustQuery(t, holder, "drop sequence if exists turns; create sequence turns minvalue 0")
 	mustQuery(t, holder, "begin")
 	const waiters = 5
-	order := make(chan int, waiters)
+	var turns [waiters]string
 	failures := make(chan error, waiters)
 	for n := range waiters {
 		conn := connect(t, r.dsn(""))
 		go func() {
-			_, err := query(conn, "select 1")
-			order <- n
+			var err error
+			turns[n], err = query(conn, "select nextval('turns')") // Postgres says when it was this one's turn
 			failures <- err
 		}()
 		eventually(t, "the client waits", func() bool { return r.Stats().ClientsWaiting == n+1 })
 	}
 	mustQuery(t, holder, "commit")
-	for n := range waiters {
+	for range waiters {
 		if err := <-failures; err != nil {
 			t.Fatal(err)
 		}
-		if got := <-order; got != n {
-			t.Errorf("client %d was served as number %d", got, n)
+	}
+	for n, turn := range turns {
+		if turn != strconv.Itoa(n) {
+			t.Errorf("client %d was served as number %s", n, turn)
 		}
 	}
 	st := r.Stats().Pools[0]

@@ -161,10 +161,18 @@ func (s *Session) message(m message) (int, Step) {
 		}
 	}
 	if s.server == nil {
+		if s.readsWhole(m) && !m.whole() {
+			return 0, Step{Want: pgwire.HeaderLen + m.Body} // no server stands by while a client takes its time
+		}
 		return 0, Step{Verdict: Need}
 	}
 	s.flushed, s.copyIn = false, false // no such message belongs into a COPY: the server ends it with an error
 	return s.request(m)
+}
+
+// readsWhole reports whether a message is only dealt with when all of it is here.
+func (s *Session) readsWhole(m message) bool {
+	return s.options.Transaction && (m.Type == pgwire.Describe || m.Type == pgwire.Parse && m.Body <= s.options.StatementLenMax)
 }
 
 // full reports whether one more message could be more than may be outstanding.
