@@ -105,7 +105,7 @@ type planner struct {
 func NewPlan(ctx context.Context, r *repo.Repo, target Target, opt PlanOptions) (*Plan, error) {
 	p := &planner{repo: r, opt: opt, target: target}
 	if target.Kind == AtTime && target.Time.After(opt.Now) {
-		return nil, p.unreachable(ctx, fmt.Sprintf("it lies in the future; it is %s now", opt.Now.UTC().Format(time.RFC3339)))
+		return nil, p.unreachable(ctx, fmt.Sprintf("it lies in the future; it is %s now", opt.Now.UTC().Format("2006-01-02 15:04:05Z07:00")))
 	}
 	if err := p.load(ctx); err != nil {
 		return nil, err

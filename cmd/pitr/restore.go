@@ -120,6 +120,8 @@ func (f restoreFlags) check() error {
 		return &usageError{errors.New("restore: --into is missing: name a new directory, or use --dry-run")}
 	case f.start && f.dryRun:
 		return &usageError{errors.New("restore: --start and --dry-run exclude each other")}
+	case f.port < 0 || f.port > 65535:
+		return &usageError{fmt.Errorf("restore: --port %d is out of range: 1 to 65535", f.port)}
 	}
 	return nil
 }
