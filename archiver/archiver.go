@@ -44,6 +44,8 @@ type Archiver struct {
 
 	mu      sync.Mutex // guards what follows
 	current *session   // nil while not streaming
+	last    snapshot   // of the session before
+	contact time.Time  // when streaming ended, or we began
 	lastErr string
 	backups backupFacts
 	wanted  chan string // a backup is wanted, for this reason
@@ -51,7 +53,7 @@ type Archiver struct {
 
 // New checks the options.
 func New(opt Options) (*Archiver, error) {
-	a := &Archiver{opt: opt, wanted: make(chan string, 1)}
+	a := &Archiver{opt: opt, contact: time.Now(), wanted: make(chan string, 1)}
 	if opt.BackupSchedule != "" {
 		schedule, err := cron.ParseStandard(opt.BackupSchedule)
 		if err != nil {
@@ -143,6 +145,9 @@ func (a *Archiver) stream(ctx context.Context) error {
 func (a *Archiver) setSession(s *session) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	if a.current != nil {
+		a.last, a.contact = a.current.snapshot(), time.Now()
+	}
 	a.current = s
 	if s != nil {
 		a.lastErr = ""

@@ -40,7 +40,7 @@ func (a *Archiver) runBackups(ctx context.Context) {
 
 // backupIfDue takes a backup for the given reason, or because it is time, and returns when to look again and whether it took one.
 func (a *Archiver) backupIfDue(ctx context.Context, reason string) (again time.Duration, done bool) {
-	if a.Stats().Received == 0 {
+	if !a.Stats().Streaming {
 		return firstLook, false // not streaming yet: a backup would wait for its WAL in vain
 	}
 	backups, err := a.opt.Repo.Backups(ctx)

@@ -29,7 +29,7 @@ type Stats struct {
 	Received      pg.LSN
 	Stored        pg.LSN
 	WaitingBytes  int
-	Oldest        time.Time // arrival of the oldest byte that is not in the store; zero: none
+	Oldest        time.Time // arrival of the oldest byte that is not in the store; zero: none. Without a stream: since when nothing is known
 	StoreDown     bool
 	LastPut       time.Duration
 	Parts         uint64
@@ -56,15 +56,31 @@ func (a *Archiver) Stats() Stats {
 		StoreFailures: c.storeFailures.Load(), Interruptions: c.interruptions.Load(), Corrupt: c.corrupt.Load(), Gaps: c.gaps.Load(),
 		Backups: a.backups.count, LastBackup: a.backups.last, LastBackupID: a.backups.lastID,
 		BackupsDone: c.backupsDone.Load(), BackupsFailed: c.backupsFailed.Load(), LastError: a.lastErr}
-	if a.current == nil {
-		return st
+	now := a.last
+	if a.current != nil {
+		now = a.current.snapshot()
+		st.Streaming = now.streaming
 	}
-	a.current.mu.Lock()
-	defer a.current.mu.Unlock()
-	if q := a.current.queue; q != nil {
-		at := q.positions()
-		st.Streaming, st.Timeline = true, a.current.timeline
-		st.Received, st.Stored, st.WaitingBytes, st.Oldest, st.BufferFull = at.Received, at.Stored, at.Waiting, at.Oldest, at.FullWaits
+	st.Timeline, st.Received, st.Stored = now.timeline, now.at.Received, now.at.Stored
+	st.WaitingBytes, st.Oldest, st.BufferFull = now.at.Waiting, now.at.Oldest, now.at.FullWaits
+	if !st.Streaming && (st.Oldest.IsZero() || a.contact.Before(st.Oldest)) {
+		st.Oldest = a.contact // nobody knows what the server has written since
 	}
 	return st
+}
+
+// snapshot is how far a session has come.
+type snapshot struct {
+	streaming bool
+	timeline  pg.Timeline
+	at        positions
+}
+
+func (s *session) snapshot() snapshot {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.queue == nil {
+		return snapshot{}
+	}
+	return snapshot{streaming: true, timeline: s.timeline, at: s.queue.positions()}
 }

@@ -103,9 +103,9 @@ restore: {time_zone: Mars/Olympus}
 		`archive.slot: is set twice`,
 		`line 14: postgres.dsn: refers to ${PITR_TEST_UNSET}, which is not set in the environment`,
 		`line 15: backup: expected a section of keys and values`,
-		`archive.store: must begin with file:// or s3://`,
-		`http.archiver: "nowhere" is no host:port`,
-		`restore.time_zone: "Mars/Olympus" is no time zone, for example Europe/Berlin`,
+		`line 9: archive.store: must begin with file:// or s3://`,
+		`line 16: http.archiver: "nowhere" is no host:port`,
+		`line 17: restore.time_zone: "Mars/Olympus" is no time zone, for example Europe/Berlin`,
 	} {
 		if !strings.Contains(err.Error(), want) {
 			t.Errorf("missing: %s", want)

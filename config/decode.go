@@ -17,6 +17,7 @@ type setter interface{ set(text string) error }
 // decoder walks the syntax tree and the struct side by side and notes every problem instead of stopping at the first.
 type decoder struct {
 	problems []Problem
+	lines    map[string]int // of the keys that were set
 }
 
 // Parse checks content as a whole and returns the configuration with defaults filled in. path is for messages only.
@@ -26,14 +27,18 @@ func Parse(path string, content []byte) (*Config, error) {
 	if err != nil {
 		return nil, &Error{path, []Problem{syntaxProblem(err)}}
 	}
-	d := decoder{}
+	d := decoder{lines: map[string]int{}}
 	if len(file.Docs) > 1 {
 		d.note(file.Docs[1], "", "a second document begins; there may be one")
 	}
 	if len(file.Docs) > 0 && file.Docs[0].Body != nil {
 		d.value(file.Docs[0].Body, "", reflect.ValueOf(cfg).Elem())
 	}
-	d.problems = append(d.problems, validate(cfg)...)
+	for _, problem := range validate(cfg) {
+		key, _, _ := strings.Cut(problem.Key, "[")
+		problem.Line = d.lines[key]
+		d.problems = append(d.problems, problem)
+	}
 	if len(d.problems) > 0 {
 		sort.SliceStable(d.problems, func(i, j int) bool { return d.problems[i].Line < d.problems[j].Line })
 		return nil, &Error{path, d.problems}
@@ -117,6 +122,7 @@ func (d *decoder) mapping(node ast.Node, key string, into reflect.Value) {
 			d.note(entry.Key, join(key, name), "unknown key"+didYouMean(name, fields))
 			continue
 		}
+		d.lines[join(key, name)] = entry.Key.GetToken().Position.Line
 		d.value(entry.Value, join(key, name), into.Field(index))
 	}
 }
@@ -125,6 +131,7 @@ func (d *decoder) names(node ast.Node, key string, into reflect.Value) {
 	into.Set(reflect.MakeMap(into.Type()))
 	for _, entry := range d.entries(node, key) {
 		name := entry.Key.GetToken().Value
+		d.lines[join(key, name)] = entry.Key.GetToken().Position.Line
 		element := reflect.New(into.Type().Elem()).Elem()
 		d.value(entry.Value, join(key, name), element)
 		into.SetMapIndex(reflect.ValueOf(name), element)

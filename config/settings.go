@@ -49,7 +49,7 @@ var settings = []Setting{
 	{Key: "pooler.databases.*.pool_mode", Range: "session|transaction", Doc: "Overrides pooler.pool_mode."},
 	{Key: "pooler.databases.*.pool_size", Range: "1..10000", Doc: "Overrides pooler.default_pool_size."},
 	{Key: "pooler.users", Doc: "Users who may log in, besides those of pooler.auth.file."},
-	{Key: "pooler.users.*.password", Doc: "Plain password or SCRAM-SHA-256 secret as in pg_authid.rolpassword."},
+	{Key: "pooler.users.*.password", Doc: "Plain password or SCRAM-SHA-256 secret as in pg_authid.rolpassword. With a secret alone the pooler cannot log in to Postgres as this user: databases.*.password must say how."},
 	{Key: "pooler.users.*.pool_mode", Range: "session|transaction", Doc: "Overrides pool_mode of the database."},
 	{Key: "pooler.auth.type", Default: "scram-sha-256", Range: "scram-sha-256|trust", Doc: "How clients log in. With trust the user must still be known if any user is listed."},
 	{Key: "pooler.auth.file", Doc: "PgBouncer's userlist.txt: lines of \"user\" \"password or SCRAM secret\"."},

@@ -103,7 +103,7 @@ var (
 	cronExpr = regexp.MustCompile(`^(@[a-z]+|\S+ +\S+ +\S+ +\S+ +\S+)$`)
 )
 
-// validate checks what one value alone cannot tell. Its problems carry no line.
+// validate checks what one value alone cannot tell. Its problems carry no line yet.
 func validate(cfg *Config) []Problem {
 	var problems []Problem
 	check := func(ok bool, key, text string) {
@@ -119,19 +119,32 @@ func validate(cfg *Config) []Problem {
 		problems = append(problems, validateStore(cfg.Archive.Store)...)
 	}
 	for i, address := range cfg.Pooler.Listen {
-		_, _, err := net.SplitHostPort(address)
-		check(err == nil, fmt.Sprintf("pooler.listen[%d]", i), fmt.Sprintf("%q is no host:port", address))
+		check(isAddress(address), fmt.Sprintf("pooler.listen[%d]", i), fmt.Sprintf("%q is no host:port", address))
 	}
 	check(len(cfg.Pooler.Listen) > 0, "pooler.listen", "names no address")
 	for key, address := range map[string]string{"http.pooler": cfg.HTTP.Pooler, "http.archiver": cfg.HTTP.Archiver} {
-		_, _, err := net.SplitHostPort(address)
-		check(address == "" || err == nil, key, fmt.Sprintf("%q is no host:port", address))
+		check(address == "" || isAddress(address), key, fmt.Sprintf("%q is no host:port", address))
+	}
+	for name, user := range cfg.Pooler.Users {
+		check(!md5Secret.MatchString(user.Password.Reveal()), "pooler.users."+name+".password", "is an MD5 secret; only a plain password or a SCRAM-SHA-256 secret works")
 	}
 	if zone := cfg.Restore.TimeZone; zone != "" {
 		_, err := time.LoadLocation(zone)
 		check(err == nil && zone != "Local", "restore.time_zone", fmt.Sprintf("%q is no time zone, for example Europe/Berlin", zone))
 	}
 	return problems
+}
+
+var md5Secret = regexp.MustCompile(`^md5[0-9a-f]{32}$`)
+
+// isAddress reports whether text is host:port with a port from 0 to 65535; zero lets the system choose.
+func isAddress(text string) bool {
+	_, port, err := net.SplitHostPort(text)
+	if err != nil {
+		return false
+	}
+	_, err = strconv.ParseUint(port, 10, 16)
+	return err == nil
 }
 
 func validateStore(text string) []Problem {

@@ -275,7 +275,7 @@ func (p *Pooler) loginFailed(conn net.Conn, err error) {
 			failure = errLoginTimeout
 		}
 	}
-	p.log.Debug("login failed", "client", conn.RemoteAddr().String(), "error", err)
+	p.log.Info("client login failed", "client", conn.RemoteAddr().String(), "error", err)
 	if failure == nil {
 		conn.Close()
 		return

@@ -108,7 +108,7 @@ func archiverMetrics(st archiver.Stats, c *store.Counts, now time.Time) []monito
 		gauge("pitr_wal_received_lsn", "Position up to which WAL was received, in bytes since the cluster was made.", lsnValue(st.Received)),
 		gauge("pitr_wal_archived_lsn", "Position up to which the store durably holds WAL, in bytes since the cluster was made.", lsnValue(st.Stored)),
 		gauge("pitr_wal_unarchived_bytes", "WAL that was received and is not in the store yet.", float64(st.WaitingBytes)),
-		gauge("pitr_wal_unarchived_seconds", "Age of the oldest received byte that is not in the store; 0 when all is.", age),
+		gauge("pitr_wal_unarchived_seconds", "Age of the oldest received byte that is not in the store; 0 when all is. Without a stream: for how long nothing is known.", age),
 		gauge("pitr_store_up", "0 while the store does not take WAL.", number(!st.StoreDown)),
 		gauge("pitr_wal_put_seconds", "Duration of the last put of WAL, retries included.", st.LastPut.Seconds()),
 		counter("pitr_wal_parts_total", "Parts of open segments that were stored.", st.Parts),

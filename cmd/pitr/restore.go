@@ -183,6 +183,9 @@ func (f restoreFlags) carryOut(ctx context.Context, out io.Writer, cfg *config.C
 		return fmt.Errorf("the backup is of PostgreSQL %d, and %s is %d; set %s to the binaries of %d", answer.Plan.Backup.Major, install.Bin, install.Major,
 			postmaster.BinEnv, answer.Plan.Backup.Major)
 	}
+	if f.start && f.port != 0 && !isFree(f.port) {
+		return fmt.Errorf("port %d of 127.0.0.1 is in use; choose another, or leave --port out", f.port)
+	}
 	command, err := fetchCommand(cfg)
 	if err != nil {
 		return err
@@ -282,11 +285,18 @@ const (
 
 func freePort() (int, error) {
 	for port := startPortFirst; port <= startPortLast; port++ {
-		listener, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port))
-		if err != nil {
-			continue
+		if isFree(port) {
+			return port, nil
 		}
-		return port, listener.Close()
 	}
 	return 0, fmt.Errorf("no port from %d to %d is free; give --port", startPortFirst, startPortLast)
+}
+
+// isFree reports whether nobody listens on a loopback port at this moment.
+func isFree(port int) bool {
+	listener, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port))
+	if err != nil {
+		return false
+	}
+	return listener.Close() == nil
 }

@@ -62,7 +62,7 @@ var (
 	// ErrKey says that a string cannot be a key.
 	ErrKey = errors.New("not a valid key")
 	// ErrPermanent marks errors that sending the request again cannot mend, such as a wrong credential or an absent bucket.
-	ErrPermanent = errors.New("permanent")
+	ErrPermanent = errors.New("asking again would not help")
 )
 
 // CheckKey returns ErrKey for what the contract does not allow as a key.

@@ -16,8 +16,9 @@ import (
 
 // ConnectError says why no server could be had. Code is the SQLSTATE that Postgres gave, or 08001 when it was not reached.
 type ConnectError struct {
-	Code  string
-	Cause error
+	Code       string
+	Cause      error
+	NoPassword bool // we had none to give
 }
 
 func (e *ConnectError) Error() string { return "connect to the server: " + e.Cause.Error() }
@@ -26,7 +27,11 @@ func (e *ConnectError) Unwrap() error { return e.Cause }
 // Reason is what may be told to a client: what Postgres said, but no addresses of ours.
 func (e *ConnectError) Reason() string {
 	var pgErr *pgconn.PgError
-	if errors.As(e.Cause, &pgErr) {
+	if errors.As(e.Cause, &pgErr) && e.NoPassword && pgErr.Code == "28P01" {
+		// A SCRAM secret proves who the client is, but it cannot be used to log in elsewhere.
+		return "server login failed: the pooler knows no plain password for this user; set pooler.databases.*.password or pooler.users.*.password"
+	}
+	if pgErr != nil {
 		return "server login failed: " + pgErr.Message
 	}
 	return "server is not reachable"
@@ -159,6 +164,7 @@ func (p *Pool) connectFailed(err error) {
 		return
 	}
 	p.lastErr = connectError(err)
+	p.lastErr.NoPassword = p.dial.config != nil && p.dial.config.Password == ""
 	pause := min(backoffMin<<min(p.failures, 20), p.set.cfg.ServerLoginRetry.D())
 	p.failures++
 	p.retryAt = time.Now().Add(pause)

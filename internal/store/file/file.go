@@ -57,6 +57,9 @@ func (s *Store) path(key string) (string, error) {
 // checkRoot tells a store whose volume has gone from a store without objects.
 func (s *Store) checkRoot() error {
 	if _, err := os.Stat(s.root); err != nil {
+		if errors.Is(err, fs.ErrPermission) {
+			return denied(err)
+		}
 		return fmt.Errorf("store directory is not there any more: %w", errors.New(err.Error()))
 	}
 	return nil
@@ -167,13 +170,21 @@ func (s *Store) Get(ctx context.Context, key string, offset, length int64) (io.R
 		return nil, store.ErrNotExist
 	}
 	if err != nil {
-		return nil, err
+		return nil, denied(err)
 	}
 	body, err := section(f, offset, length)
 	if err != nil {
 		return nil, errors.Join(err, f.Close())
 	}
 	return body, nil
+}
+
+// denied marks a missing right: asking again does not give it.
+func denied(err error) error {
+	if errors.Is(err, fs.ErrPermission) {
+		return fmt.Errorf("%w: %w", err, store.ErrPermanent)
+	}
+	return err
 }
 
 type fileSection struct {
@@ -233,7 +244,7 @@ func (w *walk) dir(base string) error {
 		return nil // removed while we walked
 	}
 	if err != nil {
-		return err
+		return denied(err)
 	}
 	sort.Slice(entries, func(i, j int) bool { return sortName(entries[i]) < sortName(entries[j]) })
 	for _, entry := range entries {
