@@ -20,8 +20,10 @@ func TestPgxWorks(t *testing.T) {
 				ctx := t.Context()
 				one := pgxConnect(t, r.dsn("default_query_exec_mode="+protocol))
 				table := pgx.Identifier{fmt.Sprintf("pgx_%s_%s", mode, protocol)}
-				if _, err := one.Exec(ctx, "create table "+table.Sanitize()+" (client int, n int)"); err != nil {
-					t.Fatal(err)
+				for _, sql := range []string{"drop table if exists " + table.Sanitize(), "create table " + table.Sanitize() + " (client int, n int)"} {
+					if _, err := one.Exec(ctx, sql); err != nil {
+						t.Fatal(err)
+					}
 				}
 				crowd(t, 8, func(client int) error {
 					conn := pgxConnect(t, r.dsn("default_query_exec_mode="+protocol))

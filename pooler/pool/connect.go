@@ -106,6 +106,10 @@ func (d dialer) connect(ctx context.Context, timeout time.Duration) (*pgconn.PgC
 	if err != nil {
 		return nil, nil, err
 	}
+	// If a write of the login has taken long, pgconn has begun to read in the background, and would get the next answer instead of us.
+	if err := conn.SyncConn(ctx); err != nil {
+		return nil, nil, errors.Join(err, conn.Close(ctx))
+	}
 	hijacked, err := conn.Hijack()
 	if err != nil {
 		return nil, nil, errors.Join(err, conn.Close(ctx))

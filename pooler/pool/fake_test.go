@@ -22,6 +22,7 @@ type postgres struct {
 	mu       sync.Mutex
 	refuses  bool
 	hangs    bool        // in DISCARD ALL
+	stalls   bool        // the first write returns long after it was answered, as it does on a machine without a free core
 	attempts []time.Time // of connecting
 	backends []net.Conn  // in the order of their logins
 	discards int
@@ -37,7 +38,24 @@ func (f *postgres) dial(context.Context, string, string) (net.Conn, error) {
 	near, far := net.Pipe()
 	f.backends = append(f.backends, far)
 	go f.backend(far, uint32(len(f.backends)))
+	if f.stalls {
+		return &stalling{Conn: near}, nil
+	}
 	return near, nil
+}
+
+type stalling struct {
+	net.Conn
+	done bool
+}
+
+func (s *stalling) Write(b []byte) (int, error) {
+	n, err := s.Conn.Write(b)
+	if !s.done {
+		s.done = true
+		<-time.After(100 * time.Millisecond)
+	}
+	return n, err
 }
 
 // backend ends with its connection.

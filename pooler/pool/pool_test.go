@@ -278,6 +278,21 @@ func TestDirtyServersAreCleanedBeforeTheNext(t *testing.T) {
 	})
 }
 
+// TestSlowLoginLeavesNobodyReading lets writes of the login take so long that pgconn begins to read in the background.
+func TestSlowLoginLeavesNobodyReading(t *testing.T) {
+	inBubble(t, settings(1), func(t *testing.T, w *world) {
+		w.fake.set(func(f *postgres) { f.stalls = true })
+		first := w.borrow()
+		pass(time.Second)
+		server := first.must(t)
+		w.pool.Release(server, session.Dirty)
+		pass(time.Second)
+		if st := w.stats(); st.Idle != 1 || w.borrow().must(t) != server {
+			t.Errorf("the server's answer went to somebody else: %+v", st)
+		}
+	})
+}
+
 func TestServerOnHoldGoesNowhere(t *testing.T) {
 	inBubble(t, settings(1), func(t *testing.T, w *world) {
 		for _, delivered := range []bool{true, false} {
