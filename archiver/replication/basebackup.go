@@ -47,7 +47,7 @@ func (c *Conn) StartBaseBackup(ctx context.Context, label string) (*BaseBackup, 
 	if major < 15 {
 		command = fmt.Sprintf("BASE_BACKUP LABEL '%s' FAST NOWAIT TABLESPACE_MAP MANIFEST 'yes'", label)
 	}
-	hijacked, err := c.conn.Hijack()
+	hijacked, err := c.takeOver(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("start base backup: %w", err)
 	}

@@ -44,6 +44,26 @@ func Connect(ctx context.Context, opt ConnectOptions) (*Conn, error) {
 	return &Conn{conn}, nil
 }
 
+// syncAttempts bounds how often takeOver asks pgconn to stop reading.
+const syncAttempts = 10
+
+// takeOver gives the connection's parts to us. pgconn reads in the background once a write has taken long, and would get the next answer
+// instead of us; SyncConn waits for the end of that, with an empty query where it must. A walsender does not understand the query: its
+// error is as good an answer.
+func (c *Conn) takeOver(ctx context.Context) (*pgconn.HijackedConn, error) {
+	for range syncAttempts {
+		err := c.conn.SyncConn(ctx)
+		var pgErr *pgconn.PgError
+		if err == nil {
+			return c.conn.Hijack()
+		}
+		if !errors.As(err, &pgErr) {
+			return nil, err
+		}
+	}
+	return nil, errors.New("the connection does not come to rest")
+}
+
 // Close ends the connection.
 func (c *Conn) Close(ctx context.Context) error { return c.conn.Close(ctx) }
 

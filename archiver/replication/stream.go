@@ -57,7 +57,7 @@ var ErrServerClosed = errors.New("the server has ended the stream")
 // StartStream begins to stream and takes the connection over: c must not be used any more.
 func (c *Conn) StartStream(ctx context.Context, opt StreamOptions) (*Stream, error) {
 	command := fmt.Sprintf("START_REPLICATION SLOT %s PHYSICAL %s TIMELINE %d", opt.Slot, opt.Start, opt.Timeline)
-	hijacked, err := c.conn.Hijack()
+	hijacked, err := c.takeOver(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("start streaming: %w", err)
 	}
