@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Provides a PostgreSQL major beside the system's own and prints its bin directory, the last line on stdout.
 #
-#   scripts/pg.sh 18        -> …/.tools/pg18/root/usr/lib/postgresql/18/bin
+#   scripts/pg.sh 18        -> …/.tools/pg18/tree/usr/lib/postgresql/18/bin
 #
 # Each Debian suite has one major. The packages of that suite, down to its libc, are unpacked into a
 # private folder, and each program is pointed at the loader and the libraries beside it. Nothing of the
@@ -47,7 +47,7 @@ main() {
     check "$dest"
     echo "$dest" >"$dest/complete"
   fi
-  echo "$dest/root/usr/lib/postgresql/$major/bin"
+  echo "$dest/tree/usr/lib/postgresql/$major/bin"
 }
 
 # tools_dir is .tools of this checkout, unless root has it in a place (such as /root) that the postgres user,
@@ -117,15 +117,15 @@ newer_keyring() {
 # Debian's own wrapper scripts use, are most of the closure's size.
 unpack() {
   local deb
-  mkdir -m 755 "$1/root"
+  mkdir -m 755 "$1/tree"
   for deb in "$1"/apt/cache/archives/*.deb; do
     case ${deb##*/} in
       libllvm* | perl* | libperl* | libz3-* | python3* | debconf_* | dpkg_* | coreutils_* | bash_*) continue ;;
     esac
-    dpkg -x "$deb" "$1/root"
+    dpkg -x "$deb" "$1/tree"
   done
-  rm -rf "$1/root/usr/share/doc" "$1/root/usr/share/man" "$1/root/usr/share/locale"
-  find "$1/root" \( -name 'llvmjit*.so' -o -path '*/lib/bitcode' \) -prune -exec rm -rf {} +
+  rm -rf "$1/tree/usr/share/doc" "$1/tree/usr/share/man" "$1/tree/usr/share/locale"
+  find "$1/tree" \( -name 'llvmjit*.so' -o -path '*/lib/bitcode' \) -prune -exec rm -rf {} +
 }
 
 # relocate makes the programs in $1 run from $2. A DT_RPATH (not RUNPATH) of the program also serves the libraries
@@ -133,12 +133,12 @@ unpack() {
 relocate() {
   local lib loader program
   lib=usr/lib/$(triplet)
-  loader=$(cd "$1/root" && find . -name 'ld-linux*.so.*' | head -1)
+  loader=$(cd "$1/tree" && find . -name 'ld-linux*.so.*' | head -1)
   [ -n "$loader" ] || { echo "pg: no loader among the packages of $suite" >&2; exit 1; }
-  for program in "$1/root/usr/lib/postgresql/$major/bin/"*; do
+  for program in "$1/tree/usr/lib/postgresql/$major/bin/"*; do
     patchelf --print-interpreter "$program" >/dev/null 2>&1 || continue # a script
-    patchelf --set-interpreter "$2/root/${loader#./}" --force-rpath \
-      --set-rpath "$2/root/$lib:$2/root/${lib#usr/}:$2/root/usr/lib/postgresql/$major/lib" "$program"
+    patchelf --set-interpreter "$2/tree/${loader#./}" --force-rpath \
+      --set-rpath "$2/tree/$lib:$2/tree/${lib#usr/}:$2/tree/usr/lib/postgresql/$major/lib" "$program"
   done
 }
 
@@ -154,7 +154,7 @@ triplet() {
 # check starts every program, and asks the loader whether each finds all its libraries inside the folder.
 check() {
   local program stray
-  for program in "$1/root/usr/lib/postgresql/$major/bin/"*; do
+  for program in "$1/tree/usr/lib/postgresql/$major/bin/"*; do
     patchelf --print-interpreter "$program" >/dev/null 2>&1 || continue
     stray=$("$(patchelf --print-interpreter "$program")" --list "$program" |
       awk -v root="$1/" '/not found/ || ($2 == "=>" && index($3, root) != 1)')

@@ -163,8 +163,10 @@ func (i *Install) StartDetached(ctx context.Context, opt StartOptions) (*Server,
 // waitPidFile gives a server that was just started the time to say who it is, so that whoever wants to stop it finds it. A server
 // that fails at once never says so; the caller sees that by its status.
 func (s *Server) waitPidFile() {
+	ticker := time.NewTicker(statusPoll)
+	defer ticker.Stop()
 	for begin := time.Now(); s.Pid() == 0 && time.Since(begin) < pidFileGrace; {
-		time.Sleep(statusPoll)
+		<-ticker.C
 	}
 }
 
