@@ -12,7 +12,6 @@ import (
 
 	"github.com/jackc/pgx/v5/pgproto3"
 
-	"pitr/config"
 	"pitr/internal/pgwire"
 	"pitr/pooler/auth"
 	"pitr/pooler/pool"
@@ -242,25 +241,6 @@ func readPassword(in *bufio.Reader) ([]byte, error) {
 	body := make([]byte, length-4)
 	_, err := io.ReadFull(in, body)
 	return body, err
-}
-
-// options returns how the client's session is to be held.
-func (p *Pooler) options(ask request) *session.Options {
-	db, _ := p.pools.Database(ask.database)
-	mode := p.cfg.PoolMode
-	for _, override := range []string{db.PoolMode, p.cfg.Users[ask.user].PoolMode} {
-		if override != "" {
-			mode = override
-		}
-	}
-	return sessionOptions(p.cfg, mode != "session")
-}
-
-func sessionOptions(cfg config.Pooler, transaction bool) *session.Options {
-	return &session.Options{
-		Transaction: transaction, PreparedMax: cfg.MaxPreparedStatements, StatementLenMax: int(cfg.PreparedStatementSizeMax),
-		StatementsMax: cfg.MaxClientPreparedStatements, PipelineMax: cfg.MaxPipelineMessages,
-	}
 }
 
 var errLoginTimeout = pgwire.Fatal("08P01", "client_login_timeout")

@@ -1,0 +1,25 @@
+package pooler
+
+import (
+	"pitr/config"
+	"pitr/pooler/session"
+)
+
+// options returns how the client's session is to be held.
+func (p *Pooler) options(ask request) *session.Options {
+	db, _ := p.pools.Database(ask.database)
+	mode := p.cfg.PoolMode
+	for _, override := range []string{db.PoolMode, p.cfg.Users[ask.user].PoolMode} {
+		if override != "" {
+			mode = override
+		}
+	}
+	return sessionOptions(p.cfg, mode != "session")
+}
+
+func sessionOptions(cfg config.Pooler, transaction bool) *session.Options {
+	return &session.Options{
+		Transaction: transaction, PreparedMax: cfg.MaxPreparedStatements, StatementLenMax: int(cfg.PreparedStatementSizeMax),
+		StatementsMax: cfg.MaxClientPreparedStatements, PipelineMax: cfg.MaxPipelineMessages,
+	}
+}
