@@ -41,6 +41,10 @@ type Pooler struct {
 	ServerResetTimeout          Duration `yaml:"server_reset_timeout"`
 	ClientWriteTimeout          Duration `yaml:"client_write_timeout"`
 	PktBuf                      ByteSize `yaml:"pkt_buf"`
+	Workers                     int      `yaml:"workers"`
+	ClientTLSSSLMode            string   `yaml:"client_tls_sslmode"`
+	ClientTLSCertFile           string   `yaml:"client_tls_cert_file"`
+	ClientTLSKeyFile            string   `yaml:"client_tls_key_file"`
 	MaxLoginConn                int      `yaml:"max_login_conn"`
 	MaxPools                    int      `yaml:"max_pools"`
 	MaxCancelRequests           int      `yaml:"max_cancel_requests"`

@@ -6,14 +6,15 @@ import (
 	"crypto/subtle"
 	"encoding/binary"
 	"fmt"
-	"net"
 
 	"pitr/internal/pgwire"
+	"pitr/pooler/loop"
+	"pitr/pooler/pool"
 )
 
 // register makes a connection a client: it counts in max_client_conn and has a key for cancel requests.
-func (p *Pooler) register(conn net.Conn) (*client, error) {
-	c := newClient(p, conn)
+func (p *Pooler) register() (*client, error) {
+	c := &client{pooler: p, worker: p.leastBusy()}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.draining {
@@ -32,7 +33,7 @@ func (p *Pooler) register(conn net.Conn) (*client, error) {
 	}
 	copy(c.secret[:], random[4:])
 	p.clients[c.process] = c
-	delete(p.conns, conn)
+	c.worker.clients.Add(1)
 	return c, nil
 }
 
@@ -58,20 +59,40 @@ func (p *Pooler) cancel(process uint32, secret []byte) {
 		p.counters.cancelLimitHits.Add(1)
 		return
 	}
-	c.mu.Lock()
-	server := c.server
-	if server == nil || !c.machine.Outstanding() {
-		c.mu.Unlock()
+	held := make(chan *pool.Server, 1)
+	if !c.worker.Post(loop.Func(func() { held <- c.holdServer() })) {
 		return
 	}
-	c.pool.Hold(server)
-	c.mu.Unlock()
+	server := <-held
+	if server == nil {
+		return
+	}
 	ctx, stop := context.WithTimeout(context.Background(), p.cfg.ServerConnectTimeout.D())
 	defer stop()
 	err := server.Cancel(ctx)
-	c.pool.Unhold(server, err == nil && ctx.Err() == nil)
+	unhold(c.pool, server, err == nil && ctx.Err() == nil)
 	p.counters.cancelRequests.Add(1)
 	if err != nil {
 		p.log.Warn("cancel request not delivered", "pid", server.Process(), "error", err)
+	}
+}
+
+// holdServer returns the server that works for the client, if one does, and keeps it from being handed on.
+func (c *client) holdServer() *pool.Server {
+	if c.server == nil || !c.machine.Outstanding() {
+		return nil
+	}
+	c.pool.Hold(c.server)
+	return c.server
+}
+
+// unhold lets go of a server, on the thread of the loop that has it, since it may be cleaned then. A server on hold does not move.
+func unhold(servers *pool.Pool, held *pool.Server, delivered bool) {
+	conn := held.Wire().(*backend).conn
+	posted := conn.Loop().Post(loop.Func(func() {
+		servers.Unhold(held, delivered)
+	}))
+	if !posted {
+		servers.Unhold(held, false)
 	}
 }

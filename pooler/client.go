@@ -2,296 +2,195 @@ package pooler
 
 import (
 	"errors"
-	"net"
-	"sync"
-	"sync/atomic"
 	"time"
 
 	"pitr/internal/pgwire"
+	"pitr/pooler/loop"
 	"pitr/pooler/pool"
 	"pitr/pooler/session"
 )
 
-// client drives one session: it owns the client's socket and one goroutine, which reads the client and writes to the linked
-// server. What the server sends is brought by the server's own goroutine (FromServer), so that the two directions move
-// independently of each other. Who writes to the client is whoever holds the word (speaking).
+// client drives one session: it is the handler of the client's socket, and the owner of the servers that are lent to it. Everything
+// but Granted happens on the thread of its worker, so that nothing is locked.
 type client struct {
 	pooler  *Pooler
-	conn    net.Conn
-	pool    *pool.Pool   // nil until the client has joined one
-	waiter  *pool.Waiter // its place in the pool's queue
-	process uint32       // with secret, the key of cancel requests
-	secret  [4]byte
+	worker  *worker
+	conn    *loop.Conn
+	pool    *pool.Pool
+	waiter  *pool.Waiter // its place in the pool's queue; nil until it has waited
 	options *session.Options
-	quit    chan struct{} // closed when the client has to end
-	writing atomic.Int64  // the coarse time since when somebody writes to conn, zero when nobody does
-	queued  atomic.Int64  // the same for the wait for a server
+	machine *session.Session
+	server  *pool.Server // linked
+	wire    *backend     // that of server
+	entry   *entry       // until the client was greeted
+	failure *pgwire.Failure
+	began   time.Time // the present query; zero when there is none
+	opened  time.Time // the present transaction
 
-	// mu guards everything below. It is never held while something is read, written, dialled or waited for, except on turn. Pool.mu
-	// may be taken under it.
-	mu       sync.Mutex
-	turn     sync.Cond // of mu: somebody has stopped speaking, or a reply has come, or the client ends
-	machine  *session.Session
-	server   *pool.Server // linked
-	speaking bool         // somebody writes to conn
-	serving  bool         // it is a server's goroutine
-	sending  bool         // the client's goroutine has to do with the linked server
-	leftover bool         // the linked server has sent a part of a message that was not used
-	busy     bool         // the client's goroutine has input to deal with
-	back     handback
-	ahead    []byte // what is to be sent to the server in front of the client's own
-	toClient session.Output
-	seen     session.Counters // what of the machine's counters was added up already
-	loggedIn bool
-	draining bool
+	process uint32 // with secret, the key of cancel requests
+	secret  [4]byte
+
+	entered  bool // its worker has it; guarded by Pooler.mu
+	waits    wait
+	leaving  bool // it has said goodbye, and gets the answers to what it asked before
+	draining bool // it is told to go as soon as it has no transaction
+	busy     bool // there is input that was not dealt with
+	leftover bool // the server has sent a part of a message that was not used
 	ended    bool
-	unheard  bool            // something could not be written to the client, who must not be told more
-	failure  *pgwire.Failure // what the client is told at the end
+	seen     session.Counters
 
-	toServer session.Output // belongs to the client's goroutine
-}
-
-// handback is a server that was taken from the session and is to be released once nobody has to do with it.
-type handback struct {
-	server    *pool.Server
-	condition session.Condition
-}
-
-func newClient(p *Pooler, conn net.Conn) *client {
-	c := &client{pooler: p, conn: conn, quit: make(chan struct{})}
-	c.turn.L = &c.mu
-	c.waiter = pool.NewWaiter(c)
-	return c
-}
-
-func (c *client) join(servers *pool.Pool, options *session.Options) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.pool, c.options = servers, options
-}
-
-// welcome finds out what the client is to be told of the settings that it will have. If nobody has asked for the same ones yet a
-// server is asked, which also says whether they are valid at all.
-func (c *client) welcome(params *session.Params) ([]pgwire.Param, error) {
-	reported, known := c.pool.Welcome(params)
-	if !known {
-		probe := *c.options
-		probe.Transaction = true
-		c.mu.Lock()
-		c.machine = session.New(&probe, params)
-		c.mu.Unlock()
-		if !c.acquire() {
-			return nil, c.failed()
-		}
-		timeout := time.AfterFunc(c.pooler.cfg.ClientLoginTimeout.D(), func() { c.end(errLoginTimeout) })
-		c.sendAhead()
-		var failed error
-		reported, failed = c.probed()
-		timeout.Stop()
-		if failed != nil {
-			return nil, failed
-		}
-		c.pool.SetWelcome(params, reported)
+	// granted is what the pool has given, until take. Whoever calls Granted writes it; the mailbox of the loop hands it over.
+	granted struct {
+		server *pool.Server
+		err    error
 	}
-	c.mu.Lock()
-	c.machine, c.ahead = session.New(c.options, params), nil
-	c.mu.Unlock()
-	return reported, nil
 }
 
-// probed waits until the server has the client's settings, and gives it back.
-func (c *client) probed() (reported []pgwire.Param, err error) {
-	c.mu.Lock()
-	for !c.ended && c.server != nil && !(c.machine.CanRelease() && !c.serving) {
-		c.turn.Wait()
-	}
-	if c.ended || c.server == nil {
-		c.mu.Unlock()
-		return nil, c.failed()
-	}
-	reported = c.server.State.Reported()
-	c.sending = false
-	c.unlink()
-	c.handBackAndUnlock()
-	return reported, nil
-}
+// wait is what a client that is not read waits for.
+type wait uint8
 
-func (c *client) failed() error {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.failure == nil {
-		return net.ErrClosed
-	}
-	return c.failure
-}
+const (
+	waitsForNothing wait = iota
+	waitsForServer       // in the queue of its pool
+	waitsForReplies      // until the server has answered more of what was sent ahead
+	waitsForRoom         // until its server, or it itself, has read more of what was sent
+)
 
-// greet tells the client that it is in.
-func (c *client) greet(welcome []pgwire.Param) error {
-	out := append(pgwire.AppendHeader(nil, 'R', 4), 0, 0, 0, 0) // AuthenticationOk
-	for _, param := range welcome {
-		out = pgwire.AppendParameterStatus(out, param)
-	}
-	out = pgwire.AppendHeader(out, 'K', 8) // BackendKeyData
-	out = append(out, byte(c.process>>24), byte(c.process>>16), byte(c.process>>8), byte(c.process))
-	out = append(out, c.secret[:]...)
-	out = pgwire.AppendReady(out, pgwire.Idle)
-	c.mu.Lock()
-	c.loggedIn = true
-	c.settle()
-	c.mu.Unlock()
-	_, err := c.conn.Write(out)
-	return err
-}
+// Ready implements loop.Handler.
+func (c *client) Ready() bool { return true }
 
-// serve passes on what the client sends until one side has had enough.
-func (c *client) serve(early []byte) {
-	size := int(c.pooler.cfg.PktBuf)
-	buf := make([]byte, max(size, len(early)))
-	have := copy(buf, early)
-	for {
-		used, want, goOn := c.handle(buf[:have])
-		if !goOn {
-			break
+// Input implements loop.Handler: it deals with what the client has sent as far as possible.
+func (c *client) Input(in []byte) (used, want int) {
+	for !c.ended {
+		if c.wire != nil && c.wire.conn.Blocked() {
+			return used, c.hold(waitsForRoom)
 		}
-		have = copy(buf, buf[used:have])
-		buf = resize(buf, have, want, size)
-		n, err := c.conn.Read(buf[have:])
-		if err != nil {
-			break
-		}
-		c.pooler.counters.fromClients.Add(uint64(n))
-		have += n
-	}
-	c.finish()
-}
-
-// resize makes room for want bytes, of which the first have are there, and gives room back that is no longer wanted. What may be
-// wanted is bounded by prepared_statement_size_max.
-func resize(buf []byte, have, want, size int) []byte {
-	want = max(want, have+1, size)
-	if want <= len(buf) && (len(buf) == size || want > size) {
-		return buf
-	}
-	resized := make([]byte, want)
-	copy(resized, buf[:have])
-	return resized
-}
-
-// handle deals with what the client has sent as far as possible. used is how much that was, want how much must be there next
-// time; goOn is false when the client's time is over.
-func (c *client) handle(in []byte) (used, want int, goOn bool) {
-	for {
-		c.mu.Lock()
-		for c.speaking && !c.ended && c.machine.RepliesLen() >= int(c.pooler.cfg.PktBuf) {
-			c.turn.Wait() // the client asks, and does not read
-		}
-		if c.ended {
-			c.mu.Unlock()
-			return used, 0, false
-		}
-		c.busy = true
-		c.toServer.Reset(in[used:])
-		if len(c.ahead) > 0 {
-			c.toServer.Add(c.ahead)
-			c.ahead = nil
-		}
-		step := c.machine.FromClient(in[used:], &c.toServer)
+		out := &c.worker.toServer
+		out.Reset(in[used:])
+		step := c.machine.FromClient(in[used:], out)
 		used += step.N
-		server := c.server
-		c.sending = server != nil
-		c.speakOwn()
-		c.mu.Unlock()
-		if out := c.toServer.Bytes(); len(out) > 0 {
-			_ = server.Write(out) // if it is lost its own goroutine says so, after what it has still sent
-		}
-		c.toServer.Shrink(int(c.pooler.cfg.PktBuf) * 4)
-		c.mu.Lock()
-		c.sending = false
 		c.busy = step.Verdict != session.Read || used < len(in)
-		c.settle()
-		c.handBackAndUnlock()
+		if c.wire != nil {
+			c.wire.Write(out.Bytes())
+		}
+		out.Shrink(outputMax)
+		c.worker.fromClients.Add(uint64(step.N))
+		c.stamp()
+		c.say()
 		switch step.Verdict {
 		case session.Read:
-			return used, step.Want, true
+			c.settle()
+			if !c.ended && c.conn.Blocked() && c.server == nil {
+				c.hold(waitsForRoom) // it asks for what the machine answers itself, and does not read
+			}
+			return used, step.Want
 		case session.Need:
-			goOn = c.acquire()
+			if !c.acquire() {
+				return used, 0
+			}
 		case session.Full:
-			goOn = c.waitDrained()
+			if c.machine.Drained() {
+				continue
+			}
+			c.pooler.counters.pipelineLimitHits.Add(1)
+			return used, c.hold(waitsForReplies)
 		case session.Leave:
-			c.waitAnswered()
-			goOn = false
+			c.leave()
+			return used, 0
 		default:
 			c.end(step.Failure)
-			goOn = false
-		}
-		if !goOn {
-			return used, 0, false
 		}
 	}
+	return len(in), 0
 }
 
-// sendAhead sends what a link has put in front of the client's own messages, when there are none.
-func (c *client) sendAhead() {
-	c.mu.Lock()
-	server := c.server
-	c.mu.Unlock()
-	if server != nil && len(c.ahead) > 0 {
-		_ = server.Write(c.ahead) // see handle
+// hold stops reading the client until goOn is called for this reason.
+func (c *client) hold(reason wait) (want int) {
+	c.waits = reason
+	c.conn.Pause()
+	return 0
+}
+
+// goOn reads the client again.
+func (c *client) goOn() {
+	if c.waits == waitsForReplies || c.waits == waitsForRoom {
+		c.waits = waitsForNothing
+		c.conn.Resume()
 	}
 }
 
-// waitDrained waits until the server has answered enough of what the client has sent ahead.
-func (c *client) waitDrained() bool {
-	c.pooler.counters.pipelineLimitHits.Add(1)
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	for !c.ended && !c.machine.Drained() {
-		c.turn.Wait()
-	}
-	return !c.ended
-}
-
-// waitAnswered lets the server answer what the client has asked for before it said goodbye, as Postgres does, unless the client
-// does not even read the answers.
-func (c *client) waitAnswered() {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	for !c.ended && c.server != nil && c.machine.Owed() {
-		c.turn.Wait()
+// leave lets the server answer what the client has asked for before it said goodbye, as Postgres does.
+func (c *client) leave() {
+	c.leaving = true
+	c.conn.Pause()
+	if c.server == nil || !c.machine.Owed() {
+		c.end(nil)
 	}
 }
 
-// acquire links a server.
+// acquire links a server. It reports false if the client has to wait for one, or has ended.
 func (c *client) acquire() bool {
-	for {
-		c.queued.Store(c.pooler.clock.Load() + 1)
-		server, err := c.pool.Acquire(c.waiter, c.quit)
-		c.queued.Store(0)
-		if err != nil {
-			c.end(acquireFailure(err))
-			return false
-		}
-		c.mu.Lock()
-		if lost := server.Lost() != nil; lost || c.ended {
-			ended := c.ended
-			c.mu.Unlock()
-			condition := session.Clean
-			if lost {
-				condition = session.Broken
-			}
-			c.pool.Release(server, condition)
-			if ended {
-				return false
-			}
-			continue
-		}
-		c.server, c.sending, c.leftover = server, true, false
-		c.toServer.Reset(nil)
-		c.machine.Link(server.State, &c.toServer)
-		c.ahead = append(c.ahead[:0], c.toServer.Bytes()...)
-		c.mu.Unlock()
-		return true
+	if c.waiter == nil {
+		c.waiter = pool.NewWaiter(c)
 	}
+	lent, err := c.pool.Acquire(c.waiter)
+	switch {
+	case err != nil:
+		c.end(acquireFailure(err))
+		return false
+	case lent == nil:
+		c.hold(waitsForServer)
+		return false
+	}
+	return c.link(lent)
+}
+
+// Granted implements pool.Owner.
+func (c *client) Granted(lent *pool.Server, err error) {
+	c.granted.server, c.granted.err = lent, err
+	c.worker.Post((*grant)(c))
+}
+
+// grant is a client as the task that deals with what was granted.
+type grant client
+
+// Do implements loop.Task.
+func (g *grant) Do() { (*client)(g).take() }
+
+// take ends the wait for a server.
+func (c *client) take() {
+	lent, err := c.granted.server, c.granted.err
+	c.granted.server, c.granted.err = nil, nil
+	switch {
+	case c.ended && lent != nil:
+		c.pool.Release(lent, session.Clean)
+	case c.ended:
+	case err != nil:
+		c.end(acquireFailure(err))
+	case c.link(lent):
+		c.waits = waitsForNothing
+		c.conn.Resume()
+	}
+}
+
+// link gives the machine a server that was lent to the client. It reports false if there is none now.
+func (c *client) link(lent *pool.Server) bool {
+	wire := lent.Wire().(*backend)
+	if lent.Lost() != nil || c.worker.Take(wire.conn) != nil {
+		c.pool.Release(lent, session.Broken)
+		return c.acquire()
+	}
+	c.server, c.wire, c.leftover = lent, wire, false
+	c.conn.SetWindow(1 << 30)
+	out := &c.worker.toServer
+	out.Reset(nil)
+	c.machine.Link(lent.State, out)
+	wire.Write(out.Bytes())
+	if c.entry != nil {
+		c.probed()
+		return false
+	}
+	return true
 }
 
 func acquireFailure(err error) *pgwire.Failure {
@@ -307,85 +206,187 @@ func acquireFailure(err error) *pgwire.Failure {
 	return nil
 }
 
-// end makes the client's goroutine stop. The first reason counts; nil is none that the client has to know.
-func (c *client) end(failure *pgwire.Failure) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.endLocked(failure)
+// FromServer implements pool.Owner: it passes on what the server has sent. While the client does not read, neither is the server
+// read; client_write_timeout bounds that.
+func (c *client) FromServer(lent *pool.Server, in []byte) (n int, err error) {
+	if c.server != lent {
+		return 0, pool.ErrUnasked
+	}
+	if c.conn.Blocked() {
+		c.leftover = true
+		c.wire.conn.Pause()
+		return 0, nil
+	}
+	out := &c.worker.toClient
+	out.Reset(in)
+	n, failure := c.machine.FromServer(in, out)
+	c.leftover = n < len(in)
+	if c.entry == nil { // a notice during the login is not expected
+		c.write(out.Bytes())
+	}
+	out.Shrink(outputMax)
+	c.say()
+	c.count()
+	switch {
+	case failure != nil:
+		c.end(failure)
+		return n, failure
+	case c.entry != nil:
+		c.probed()
+	case c.leaving && !c.machine.Owed():
+		c.end(nil)
+	case c.waits == waitsForReplies && c.machine.Drained():
+		c.goOn()
+	}
+	c.settle()
+	return n, nil
 }
 
-func (c *client) endLocked(failure *pgwire.Failure) {
-	if c.ended {
+// ServerLost implements pool.Owner. A client whose server has gone cannot go on: it does not know what became of its transaction.
+func (c *client) ServerLost(lent *pool.Server, err error) {
+	if c.server != lent {
+		return // it is not linked yet, or no longer; whoever links or releases it sees that it is lost
+	}
+	c.pooler.counters.serversLost.Add(1)
+	c.pooler.log.Warn("server connection lost while a client used it", "pid", lent.Process(), "client", c.process, "error", err)
+	c.end(pgwire.Fatal("08006", "the server connection was lost"))
+}
+
+// Flushed implements loop.Handler: the client has read what was sent to it.
+func (c *client) Flushed() {
+	if c.waits == waitsForRoom && (c.wire == nil || !c.wire.conn.Blocked()) {
+		c.goOn()
+	}
+	if c.wire != nil {
+		c.wire.conn.Resume()
+	}
+}
+
+// Ended implements loop.Handler.
+func (c *client) Ended(err error) {
+	if errors.Is(err, loop.ErrWriteTimeout) {
+		c.pooler.counters.writeTimeouts.Add(1)
+		c.drop()
 		return
 	}
-	c.ended, c.failure = true, failure
-	close(c.quit)
-	_ = c.conn.SetReadDeadline(time.Unix(1, 0)) // wakes the goroutine that reads
-	c.turn.Broadcast()
+	if c.leaving && c.conn.Paused() && isEOF(err) {
+		return // it has closed behind its goodbye; what it asked for is done all the same
+	}
+	c.end(nil)
 }
 
-// cut ends the client at once, whatever it or its server is doing.
-func (c *client) cut(failure *pgwire.Failure) {
-	c.mu.Lock()
-	c.endLocked(failure)
-	_ = c.conn.SetWriteDeadline(time.Unix(1, 0))
-	server := c.server
-	if server != nil {
-		c.server = nil
-		c.unheard = c.unheard || c.machine.InReply()
-		c.machine.Unlink()
+// settle gives the server back if its time has come, and ends a client that has been told to go and is idle.
+func (c *client) settle() {
+	if c.server != nil && !c.leftover && c.machine.Due() {
+		c.unlink()
 	}
-	c.mu.Unlock()
-	if server != nil {
-		c.pool.Release(server, session.Broken)
+	if c.draining && c.entry == nil && !c.busy && !c.ended && c.machine.Idle() {
+		c.end(errShutdown)
+	}
+}
+
+// unlink takes the server from the session and gives it back.
+func (c *client) unlink() {
+	lent, condition := c.server, c.machine.Unlink()
+	if c.leftover {
+		condition = session.Broken
+	}
+	c.server, c.wire, c.leftover = nil, nil, false
+	c.conn.SetWindow(int(c.pooler.cfg.PktBuf))
+	c.pool.Release(lent, condition)
+}
+
+// say writes the replies that the machine itself gives.
+func (c *client) say() {
+	if c.machine.HasReplies() {
+		c.write(c.machine.TakeReplies())
+	}
+}
+
+func (c *client) write(out []byte) {
+	if len(out) > 0 {
+		c.worker.toClients.Add(uint64(len(out)))
+		c.conn.Write(out)
+	}
+}
+
+// stamp notes when a query and a transaction have begun.
+func (c *client) stamp() {
+	if c.server == nil || !c.began.IsZero() {
+		return
+	}
+	c.began = c.worker.Now()
+	if c.opened.IsZero() {
+		c.opened = c.began
+	}
+}
+
+// count adds up what the machine has counted. Of a pipeline the time is counted for all its queries together.
+func (c *client) count() {
+	now := c.machine.Counters()
+	if now == c.seen || c.entry != nil {
+		return
+	}
+	at := c.worker.Now()
+	c.pool.CountQueries(now.Queries-c.seen.Queries, at.Sub(c.began))
+	if transactions := now.Transactions - c.seen.Transactions; transactions > 0 {
+		c.pool.CountTransactions(transactions, at.Sub(c.opened))
+		c.opened = time.Time{}
+	}
+	c.began, c.seen = time.Time{}, now
+	if c.machine.Owed() {
+		c.stamp()
 	}
 }
 
 // drain makes the client go as soon as it has no transaction.
 func (c *client) drain() {
-	c.mu.Lock()
-	defer c.mu.Unlock()
 	c.draining = true
-	if !c.loggedIn {
-		c.endLocked(errShutdown)
+	if c.entry != nil {
+		c.end(errShutdown)
 		return
 	}
 	c.settle()
 }
 
-// abandon gives up a server that a login has not given back.
-func (c *client) abandon() (reason *pgwire.Failure) {
-	c.mu.Lock()
-	c.endLocked(nil)
-	for c.speaking {
-		c.turn.Wait()
-	}
-	if c.server != nil {
-		c.unlink()
-	}
-	reason = c.failure
-	c.handBackAndUnlock()
-	return reason
-}
+// farewellTimeout bounds the last message to a client, which it may not want to read.
+const farewellTimeout = time.Second
 
-// finish is the end of the client's goroutine: the server goes back, or is closed, and the client is told why.
-func (c *client) finish() {
-	c.mu.Lock()
-	c.endLocked(nil)
-	if c.failure == nil {
-		_ = c.conn.SetWriteDeadline(time.Unix(1, 0)) // nobody reads any more
-	}
-	for c.speaking {
-		c.turn.Wait()
-	}
-	told := c.unheard || c.machine.ToldFatal() || c.machine.InReply()
-	if c.server != nil {
-		c.unlink()
-	}
-	c.handBackAndUnlock()
-	if c.failure == nil || told {
-		c.conn.Close()
+// end gives up the client: the server goes back, or is closed, and the client is told why. The first reason counts; nil is none that
+// it has to know.
+func (c *client) end(failure *pgwire.Failure) {
+	if c.ended {
 		return
 	}
-	refuse(c.conn, c.failure)
+	c.quit()
+	told := c.machine.ToldFatal() || c.machine.InReply()
+	if c.server != nil {
+		c.unlink()
+	}
+	if failure != nil && !told {
+		c.conn.Write(pgwire.AppendError(nil, failure))
+	}
+	c.conn.Finish(farewellTimeout)
+	c.pooler.gone(c, failure)
+}
+
+// drop gives up a client that does not read.
+func (c *client) drop() {
+	if c.ended {
+		return
+	}
+	c.quit()
+	if c.server != nil {
+		c.unlink()
+	}
+	c.conn.Close()
+	c.pooler.gone(c, nil)
+}
+
+// quit leaves the queue. What was granted in this moment is given back by take.
+func (c *client) quit() {
+	c.ended = true
+	if c.waits == waitsForServer {
+		c.pool.Quit(c.waiter)
+	}
 }

@@ -18,42 +18,44 @@ import (
 	"pitr/pooler/session"
 )
 
-// login brings a connection from its first byte to ReadyForQuery. It returns no client and no error for a cancel request. early
-// is what the client has already sent behind its login. A *pgwire.Failure is what the client is to be told.
-func (p *Pooler) login(conn net.Conn) (c *client, early []byte, err error) {
+// login brings a connection from its first byte to the end of its authentication. It returns no client and no error for a cancel
+// request. over is the connection as it is now, which may be encrypted; early is what the client has already sent behind its login.
+// A *pgwire.Failure is what the client is to be told.
+func (p *Pooler) login(conn net.Conn) (c *client, over net.Conn, early []byte, err error) {
 	if err := conn.SetDeadline(time.Now().Add(p.cfg.ClientLoginTimeout.D())); err != nil {
-		return nil, nil, err
+		return nil, conn, nil, err
 	}
-	in := bufio.NewReaderSize(conn, int(p.cfg.PktBuf))
-	startup, err := readStartup(conn, in)
+	conn, in, startup, err := p.readStartup(conn)
 	if err != nil {
-		return nil, nil, err
+		return nil, conn, nil, err
 	}
 	if startup.Kind == pgwire.StartupCancel {
 		p.cancel(startup.Process, startup.Secret)
-		return nil, nil, nil
+		return nil, conn, nil, nil
 	}
 	ask, err := readRequest(startup)
 	if err != nil {
-		return nil, nil, err
+		return nil, conn, nil, err
 	}
-	c, err = p.register(conn)
-	if err != nil {
-		return nil, nil, err
+	if c, err = p.register(); err != nil {
+		return nil, conn, nil, err
 	}
-	if err := p.enter(c, in, ask); err != nil {
-		return c, nil, err
+	if err := p.admit(c, conn, in, ask); err != nil {
+		return c, conn, nil, err
+	}
+	if err := conn.SetDeadline(time.Time{}); err != nil {
+		return c, conn, nil, err
 	}
 	early, _ = in.Peek(in.Buffered())
-	return c, early, nil
+	return c, conn, early, nil
 }
 
-// enter is the part of a login for which the client counts in max_client_conn.
-func (p *Pooler) enter(c *client, in *bufio.Reader, ask request) error {
-	if err := negotiate(c.conn, ask); err != nil {
+// admit is the part of a login for which the client counts in max_client_conn.
+func (p *Pooler) admit(c *client, conn net.Conn, in *bufio.Reader, ask request) error {
+	if err := negotiate(conn, ask); err != nil {
 		return err
 	}
-	if err := p.authenticate(c.conn, in, ask.user); err != nil {
+	if err := p.authenticate(conn, in, ask.user); err != nil {
 		return err
 	}
 	servers, err := p.pools.Get(ask.database, ask.user)
@@ -66,53 +68,71 @@ func (p *Pooler) enter(c *client, in *bufio.Reader, ask request) error {
 		p.log.Error("pool not made", "database", ask.database, "user", ask.user, "error", err)
 		return pgwire.Fatal("58000", "the pooler's configuration for this database cannot be used; its log says why")
 	}
-	c.join(servers, p.options(ask))
-	welcome, err := c.welcome(ask.params)
-	if err != nil {
-		return err
-	}
-	if err := c.conn.SetDeadline(time.Time{}); err != nil {
-		return err
-	}
-	return c.greet(welcome)
+	c.pool, c.options = servers, p.options(ask)
+	c.entry = &entry{params: ask.params, remote: conn.RemoteAddr().String()}
+	return nil
 }
 
-// readStartup reads packets until one of them asks for more than encryption, which is refused.
-func readStartup(conn net.Conn, in *bufio.Reader) (pgwire.Startup, error) {
-	var refused [pgwire.StartupCancel + 1]bool
+// readStartup reads packets until one of them asks for more than encryption. It returns the connection, encrypted if that was asked
+// for and is offered, and a reader of it.
+func (p *Pooler) readStartup(conn net.Conn) (net.Conn, *bufio.Reader, pgwire.Startup, error) {
+	in := bufio.NewReaderSize(conn, int(p.cfg.PktBuf))
+	var asked [pgwire.StartupCancel + 1]bool
+	encrypted := false
 	for {
-		var head [4]byte
-		if _, err := io.ReadFull(in, head[:]); err != nil {
-			return pgwire.Startup{}, err
-		}
-		length, err := pgwire.StartupLen(head)
+		startup, err := readPacket(in)
 		if err != nil {
-			return pgwire.Startup{}, protocolViolation(err)
-		}
-		packet := make([]byte, length)
-		copy(packet, head[:])
-		if _, err := io.ReadFull(in, packet[len(head):]); err != nil {
-			return pgwire.Startup{}, err
-		}
-		startup, err := pgwire.ParseStartup(packet)
-		if err != nil {
-			return pgwire.Startup{}, protocolViolation(err)
+			return conn, in, startup, err
 		}
 		if startup.Kind != pgwire.StartupSSL && startup.Kind != pgwire.StartupGSS {
-			return startup, nil
+			if !encrypted && startup.Kind == pgwire.StartupSession && p.cfg.ClientTLSSSLMode == "require" {
+				return conn, in, startup, pgwire.Fatal("28000", "SSL connection is required (pooler.client_tls_sslmode)")
+			}
+			return conn, in, startup, nil
 		}
 		if in.Buffered() > 0 {
 			// Somebody in the middle could have put it there; compare ProcessStartupPacket in src/backend/postmaster/postmaster.c.
-			return pgwire.Startup{}, pgwire.Fatal("08P01", "received unencrypted data after SSL request")
+			return conn, in, startup, pgwire.Fatal("08P01", "received unencrypted data after SSL request")
 		}
-		if refused[startup.Kind] {
-			return pgwire.Startup{}, pgwire.Fatal("08P01", "encryption was asked for twice")
+		if asked[startup.Kind] || encrypted {
+			return conn, in, startup, pgwire.Fatal("08P01", "encryption was asked for twice")
 		}
-		refused[startup.Kind] = true
-		if _, err := conn.Write([]byte{'N'}); err != nil {
-			return pgwire.Startup{}, err
+		asked[startup.Kind] = true
+		if startup.Kind == pgwire.StartupGSS || p.tls == nil {
+			if _, err := conn.Write([]byte{'N'}); err != nil {
+				return conn, in, startup, err
+			}
+			continue
 		}
+		secure, err := p.encrypt(conn)
+		if err != nil {
+			return conn, in, startup, err
+		}
+		conn, encrypted = secure, true
+		in.Reset(conn)
 	}
+}
+
+// readPacket reads one packet of a client that has not begun a session.
+func readPacket(in *bufio.Reader) (pgwire.Startup, error) {
+	var head [4]byte
+	if _, err := io.ReadFull(in, head[:]); err != nil {
+		return pgwire.Startup{}, err
+	}
+	length, err := pgwire.StartupLen(head)
+	if err != nil {
+		return pgwire.Startup{}, protocolViolation(err)
+	}
+	packet := make([]byte, length)
+	copy(packet, head[:])
+	if _, err := io.ReadFull(in, packet[len(head):]); err != nil {
+		return pgwire.Startup{}, err
+	}
+	startup, err := pgwire.ParseStartup(packet)
+	if err != nil {
+		return pgwire.Startup{}, protocolViolation(err)
+	}
+	return startup, nil
 }
 
 func protocolViolation(err error) error {

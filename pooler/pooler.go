@@ -6,17 +6,18 @@ package pooler
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"pitr/config"
 	"pitr/internal/pgwire"
 	"pitr/pooler/auth"
+	"pitr/pooler/loop"
 	"pitr/pooler/pool"
 )
 
@@ -26,17 +27,19 @@ type Pooler struct {
 	log       *slog.Logger
 	users     *auth.Users
 	pools     *pool.Set
+	tls       *tls.Config // towards clients; nil without
 	listeners []net.Listener
-	logins    chan struct{} // one token for each client that has not logged in
-	cancels   chan struct{} // one token for each cancel request on its way
-	clock     atomic.Int64  // seconds since start, for timeouts that need no more
+	workers   []*worker
+	loops     sync.WaitGroup // the goroutines of workers
+	logins    chan struct{}  // one token for each client that has not logged in
+	cancels   chan struct{}  // one token for each cancel request on its way
 	counters  counters
-	work      sync.WaitGroup // the goroutines of clients
+	work      sync.WaitGroup // clients, and those who are not clients yet
 
-	// mu guards the fields below. It is held for map operations only; client.mu must not be taken under it.
+	// mu guards the fields below. It is held for map operations only.
 	mu       sync.Mutex
 	clients  map[uint32]*client    // by the process id that the client was given
-	conns    map[net.Conn]struct{} // those that are no client yet
+	conns    map[net.Conn]struct{} // those that no worker has yet
 	draining bool
 }
 
@@ -53,7 +56,13 @@ func New(cfg config.Config, log *slog.Logger) (*Pooler, error) {
 		cfg: cfg.Pooler, log: log, users: users, clients: map[uint32]*client{}, conns: map[net.Conn]struct{}{},
 		logins: make(chan struct{}, cfg.Pooler.MaxLoginConn), cancels: make(chan struct{}, cfg.Pooler.MaxCancelRequests),
 	}
-	p.pools = pool.NewSet(cfg.Pooler, cfg.Postgres.DSN, users.Password, log)
+	if p.tls, err = serverTLS(cfg.Pooler); err != nil {
+		return nil, err
+	}
+	if err := p.newWorkers(cfg.Pooler.Workers); err != nil {
+		return nil, err
+	}
+	p.pools = pool.NewSet(cfg.Pooler, cfg.Postgres.DSN, users.Password, pool.Driver{Dial: dialStream, Attach: p.attach}, log)
 	return p, nil
 }
 
@@ -91,9 +100,8 @@ func (p *Pooler) Ready(ctx context.Context) error { return p.pools.Ready(ctx) }
 // It returns when everything that it has started has ended, and can be called once.
 func (p *Pooler) Run(ctx context.Context) error {
 	start := time.Now()
-	var accepting, helpers sync.WaitGroup
-	stopHelpers := make(chan struct{})
-	helpers.Go(func() { p.tick(start, stopHelpers) })
+	var accepting sync.WaitGroup
+	p.runWorkers()
 	for _, listener := range p.listeners {
 		p.log.Info("pooler listening", "address", listener.Addr().String())
 		accepting.Go(func() { p.accept(ctx, listener) })
@@ -103,8 +111,7 @@ func (p *Pooler) Run(ctx context.Context) error {
 	accepting.Wait()
 	drained, cut := p.drain()
 	p.pools.Close()
-	close(stopHelpers)
-	helpers.Wait()
+	p.stopWorkers()
 	p.log.Info("pooler stopped", "clients_drained", drained, "clients_cut", cut, "after", time.Since(start).Round(time.Millisecond))
 	return nil
 }
@@ -130,7 +137,8 @@ func (p *Pooler) accept(ctx context.Context, listener net.Listener) {
 		}
 		select {
 		case p.logins <- struct{}{}:
-			p.work.Go(func() { p.serve(conn) })
+			p.work.Add(1)
+			go p.serve(conn)
 		default:
 			p.counters.loginLimitHits.Add(1)
 			refuse(conn, pgwire.Fatal("53300", "no more connections are allowed to log in at the same time (max_login_conn)"))
@@ -145,37 +153,60 @@ func refuse(conn net.Conn, failure *pgwire.Failure) {
 	conn.Close()
 }
 
-// farewellTimeout bounds the last message to a client, which it may not want to read.
-const farewellTimeout = time.Second
-
-// serve is the goroutine of one client, from its first byte to its last.
-func (p *Pooler) serve(conn net.Conn) {
-	if !p.track(conn) {
+// serve is the goroutine of one client, which ends when the client has logged in or has failed to.
+func (p *Pooler) serve(raw net.Conn) {
+	conn := net.Conn(loop.NewStream(raw))
+	if !p.track(raw) {
 		<-p.logins
+		p.work.Done()
 		refuse(conn, errShutdown)
 		return
 	}
-	defer p.untrack(conn)
-	c, early, err := p.login(conn)
-	<-p.logins
-	switch {
-	case err != nil:
-		if c != nil {
-			if reason := c.abandon(); reason != nil {
-				err = reason
-			}
+	c, conn, early, err := p.login(conn)
+	if err == nil && c != nil {
+		if err = p.enter(c, raw, conn, early); err == nil {
+			return
 		}
+	}
+	p.untrack(raw)
+	<-p.logins
+	if err != nil {
 		p.loginFailed(conn, err)
-	case c == nil:
+	} else {
 		conn.Close() // a cancel request
-	default:
-		c.serve(early)
 	}
 	if c != nil {
-		p.unregister(c)
-		if c.pool != nil {
-			c.pool.Leave()
+		p.forget(c)
+	}
+	p.work.Done()
+}
+
+// loggedIn notes that a client is none of those who are about to log in any more.
+func (p *Pooler) loggedIn() { <-p.logins }
+
+// gone forgets a client that has ended on its worker.
+func (p *Pooler) gone(c *client, failure *pgwire.Failure) {
+	c.worker.clients.Add(-1)
+	if c.entry != nil {
+		p.loggedIn()
+		p.counters.loginFailures.Add(1)
+		reason := error(net.ErrClosed)
+		if failure != nil {
+			reason = failure
 		}
+		p.log.Info("client login failed", "client", c.entry.remote, "error", reason)
+		if c.entry.timer != nil {
+			c.entry.timer.Stop()
+		}
+	}
+	p.forget(c)
+	p.work.Done()
+}
+
+func (p *Pooler) forget(c *client) {
+	p.unregister(c)
+	if c.pool != nil {
+		c.pool.Leave()
 	}
 }
 
@@ -187,6 +218,15 @@ func (p *Pooler) track(conn net.Conn) bool {
 	}
 	p.conns[conn] = struct{}{}
 	return true
+}
+
+// handOver notes that a connection is its client's now. It reports false if it is too late for that.
+func (p *Pooler) handOver(c *client, conn net.Conn) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	delete(p.conns, conn)
+	c.entered = !p.draining
+	return c.entered
 }
 
 func (p *Pooler) untrack(conn net.Conn) {
@@ -204,14 +244,16 @@ func (p *Pooler) drain() (drained, cut int) {
 	p.draining = true
 	var clients []*client
 	for _, c := range p.clients {
-		clients = append(clients, c)
+		if c.entered {
+			clients = append(clients, c)
+		}
 	}
 	for conn := range p.conns {
 		conn.Close()
 	}
 	p.mu.Unlock()
 	for _, c := range clients {
-		c.drain()
+		c.worker.Post(loop.Func(c.drain))
 	}
 	gone := make(chan struct{})
 	go func() {
@@ -228,70 +270,23 @@ func (p *Pooler) drain() (drained, cut int) {
 	p.mu.Lock()
 	var left []*client
 	for _, c := range p.clients {
-		left = append(left, c)
+		if c.entered {
+			left = append(left, c)
+		}
 	}
 	p.mu.Unlock()
 	for _, c := range left {
-		c.cut(errShutdown)
+		c.worker.Post(loop.Func(func() { c.end(errShutdown) }))
 	}
 	<-gone
 	return len(clients) - len(left), len(left)
-}
-
-// tick keeps the coarse clock, cuts clients that hold a server without reading what it sends, and ends those that have vanished
-// while they wait for one.
-func (p *Pooler) tick(start time.Time, stop <-chan struct{}) {
-	ticker := time.NewTicker(tickPause)
-	defer ticker.Stop()
-	looked := int64(0) // at those who wait
-	for {
-		select {
-		case <-stop:
-			return
-		case <-ticker.C:
-		}
-		now := int64(time.Since(start) / tickPause)
-		p.clock.Store(now)
-		if now-looked >= vanishTicks {
-			looked = now
-			for _, c := range p.queued(now) {
-				if hasVanished(c.conn) {
-					c.end(nil)
-				}
-			}
-		}
-		limit := int64(p.cfg.ClientWriteTimeout.D() / tickPause)
-		if p.cfg.ClientWriteTimeout == 0 {
-			continue
-		}
-		for _, c := range p.stuck(now - limit) {
-			p.counters.writeTimeouts.Add(1)
-			c.cut(nil)
-		}
-	}
-}
-
-// tickPause is the resolution of the coarse clock.
-const tickPause = 250 * time.Millisecond
-
-// vanishTicks is how many ticks pass between two looks at the clients that wait.
-const vanishTicks = 4
-
-// stuck returns the clients that somebody has been writing to since before.
-func (p *Pooler) stuck(before int64) []*client {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	var stuck []*client
-	for _, c := range p.clients {
-		if since := c.writing.Load(); since != 0 && since < before {
-			stuck = append(stuck, c)
-		}
-	}
-	return stuck
 }
 
 // Close gives up a Pooler that was made and will not Run.
 func (p *Pooler) Close() {
 	p.closeListeners()
 	p.pools.Close()
+	for _, w := range p.workers {
+		w.Discard()
+	}
 }

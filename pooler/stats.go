@@ -8,7 +8,6 @@ import (
 )
 
 type counters struct {
-	fromClients, toClients                           atomic.Uint64
 	loginFailures, acceptErrors                      atomic.Uint64
 	clientLimitHits, loginLimitHits, cancelLimitHits atomic.Uint64
 	pipelineLimitHits, writeTimeouts, cancelRequests atomic.Uint64
@@ -52,7 +51,7 @@ func (p *Pooler) Stats() Stats {
 	pools, poolHits := p.pools.Stats()
 	n := &p.counters
 	st := Stats{
-		ClientsLogin: len(p.logins), BytesFromClients: n.fromClients.Load(), BytesToClients: n.toClients.Load(),
+		ClientsLogin:  len(p.logins),
 		LoginFailures: n.loginFailures.Load(), CancelRequests: n.cancelRequests.Load(), ServersLost: n.serversLost.Load(),
 		AcceptErrors: n.acceptErrors.Load(), MaxClientConn: p.cfg.MaxClientConn, WaitBuckets: pool.WaitBuckets[:], Pools: pools,
 		Limits: LimitHits{
@@ -60,6 +59,10 @@ func (p *Pooler) Stats() Stats {
 			MaxCancelRequests: n.cancelLimitHits.Load(), MaxPipelineMessages: n.pipelineLimitHits.Load(),
 			ClientWriteTimeout: n.writeTimeouts.Load(),
 		},
+	}
+	for _, w := range p.workers {
+		st.BytesFromClients += w.fromClients.Load()
+		st.BytesToClients += w.toClients.Load()
 	}
 	for _, one := range pools {
 		st.ClientsWaiting += one.Waiting

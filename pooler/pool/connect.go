@@ -49,7 +49,7 @@ func connectError(err error) *ConnectError {
 type dialer struct{ config *pgconn.Config }
 
 // newDialer follows the rules in config/settings.go: what the database's entry leaves open comes from the DSN.
-func newDialer(dsn config.DSN, db config.Database, key Key, password string) (dialer, error) {
+func newDialer(dial pgconn.DialFunc, dsn config.DSN, db config.Database, key Key, password string) (dialer, error) {
 	cfg, err := pgconn.ParseConfig(dsn.Reveal())
 	if err != nil {
 		return dialer{}, fmt.Errorf("postgres.dsn: %w", err)
@@ -71,6 +71,9 @@ func newDialer(dsn config.DSN, db config.Database, key Key, password string) (di
 	}
 	if cfg.RuntimeParams["application_name"] == "" {
 		cfg.RuntimeParams["application_name"] = "pitr"
+	}
+	if dial != nil {
+		cfg.DialFunc = dial
 	}
 	return dialer{cfg}, nil
 }
@@ -125,7 +128,7 @@ func (d dialer) connect(ctx context.Context, timeout time.Duration) (*pgconn.PgC
 
 // launch starts as many connects as there are clients that wait for one and the limit allows. The caller holds mu.
 func (p *Pool) launch(now time.Time) {
-	for !p.closed && p.connecting < p.waiters.Len() && len(p.servers)+p.connecting < p.size && !now.Before(p.retryAt) {
+	for !p.closed && p.connecting < p.waiters.n && len(p.servers)+p.connecting < p.size && !now.Before(p.retryAt) {
 		p.connecting++
 		p.set.work.Go(p.connectOne)
 	}
@@ -136,29 +139,33 @@ const backoffMin = 100 * time.Millisecond
 
 func (p *Pool) connectOne() {
 	origin, hijacked, err := p.dial.connect(p.set.ctx, p.set.cfg.ServerConnectTimeout.D())
+	var server *Server
+	if err == nil {
+		server = &Server{State: session.NewServer(hijacked.ParameterStatuses), pool: p, origin: origin, born: time.Now()}
+		server.wire, err = p.set.driver.Attach(server, hijacked.Conn)
+	}
 	p.mu.Lock()
-	defer p.mu.Unlock()
 	p.connecting--
 	if err != nil {
 		p.connectFailed(err)
+		p.mu.Unlock()
 		return
 	}
-	if p.closed {
-		hijacked.Conn.Close()
-		return
-	}
-	p.failures, p.retryAt = 0, time.Time{}
+	p.servers[server] = struct{}{} // from now on it may be lost
 	p.counters.Connects++
-	server := &Server{
-		State: session.NewServer(hijacked.ParameterStatuses), pool: p, conn: hijacked.Conn, origin: origin, born: time.Now(),
+	p.mu.Unlock()
+	if err := server.wire.Start(); err != nil {
+		server.Fail(err)
+		return
 	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.failures, p.retryAt = 0, time.Time{}
 	if reported := server.State.Reported(); !slices.Equal(reported, p.baseline) {
 		clear(p.welcomes) // the server's own settings are not what they were
 		p.baseline = reported
 	}
-	p.servers[server] = struct{}{}
 	p.give(server)
-	p.set.work.Go(func() { server.read(p.set.serverBufferLen()) })
 }
 
 // connectFailed notes a failure. Clients wait on only if there are servers that may become free. The caller holds mu.
@@ -178,10 +185,8 @@ func (p *Pool) connectFailed(err error) {
 	if len(p.servers)+p.connecting > 0 {
 		return
 	}
-	for p.waiters.Len() > 0 {
-		w := p.dequeue(p.waiters.Front())
-		p.counters.observe(time.Since(w.since))
-		w.ready <- outcome{err: p.lastErr}
+	for now := time.Now(); p.waiters.n > 0; {
+		p.settle(p.waiters.first, now, nil, p.lastErr)
 	}
 }
 

@@ -117,13 +117,51 @@ func newWorld(t testing.TB, cfg config.Pooler) *world {
 	t.Helper()
 	w := &world{fake: &postgres{}}
 	w.set = NewSet(cfg, "host=127.0.0.1 user=u sslmode=disable", func(string) (string, bool) { return "", false },
-		slog.New(slog.NewTextHandler(io.Discard, nil)))
+		Driver{Dial: w.fake.dial, Attach: attach}, slog.New(slog.NewTextHandler(io.Discard, nil)))
 	var err error
 	if w.pool, err = w.set.Get("d", "u"); err != nil {
 		t.Fatal(err)
 	}
-	w.pool.dial.config.DialFunc = w.fake.dial
 	return w
+}
+
+// piped drives a server with a goroutine.
+type piped struct {
+	server *Server
+	conn   net.Conn
+}
+
+func attach(server *Server, conn net.Conn) (Wire, error) { return &piped{server, conn}, nil }
+
+func (w *piped) Start() error {
+	go w.read()
+	return nil
+}
+
+func (w *piped) Write(b []byte) {
+	go func() { _, _ = w.conn.Write(b) }() // read finds out
+}
+
+func (w *piped) Shut() { w.conn.Close() }
+
+func (w *piped) read() {
+	buf := make([]byte, 1<<10)
+	for have := 0; ; {
+		n, err := w.conn.Read(buf[have:])
+		if err == nil && w.server.Owner() == nil {
+			err = ErrUnasked
+		}
+		used := 0
+		if err == nil {
+			have += n
+			used, err = w.server.Deliver(buf[:have])
+		}
+		if err != nil {
+			w.server.Fail(err)
+			return
+		}
+		have = copy(buf, buf[used:have])
+	}
 }
 
 // inBubble runs a test on a pool of so many servers. After it nothing may be left, or the bubble does not end.
@@ -146,12 +184,12 @@ func (w *world) stats() Stats { return w.pool.stats(time.Now()) }
 
 // borrower is a client as far as a pool knows one.
 type borrower struct {
+	pool   *Pool
 	waiter *Waiter
-	quit   chan struct{}
 	begun  time.Time
 
 	mu     sync.Mutex
-	done   bool // Acquire has returned
+	done   bool // the wait has ended
 	server *Server
 	err    error
 	waited time.Duration
@@ -166,9 +204,27 @@ func (b *borrower) ServerLost(*Server, error) {
 	b.lost = true
 }
 
+func (b *borrower) Granted(server *Server, err error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.done {
+		panic("granted twice")
+	}
+	b.done, b.server, b.err, b.waited = true, server, err, time.Since(b.begun)
+}
+
+// errQuit stands for a wait that its owner has given up.
+var errQuit = errors.New("the wait was given up")
+
+func (b *borrower) quit() {
+	if b.pool.Quit(b.waiter) {
+		b.Granted(nil, errQuit)
+	}
+}
+
 // borrow begins to acquire, and returns when that is done or waits.
 func (w *world) borrow() *borrower {
-	b := &borrower{quit: make(chan struct{}), begun: time.Now()}
+	b := &borrower{pool: w.pool, begun: time.Now()}
 	b.waiter = NewWaiter(b)
 	w.again(b)
 	return b
@@ -176,12 +232,9 @@ func (w *world) borrow() *borrower {
 
 func (w *world) again(b *borrower) {
 	b.done = false
-	go func() {
-		server, err := w.pool.Acquire(b.waiter, b.quit)
-		b.mu.Lock()
-		defer b.mu.Unlock()
-		b.done, b.server, b.err, b.waited = true, server, err, time.Since(b.begun)
-	}()
+	if server, err := w.pool.Acquire(b.waiter); server != nil || err != nil {
+		b.Granted(server, err)
+	}
 	synctest.Wait()
 }
 

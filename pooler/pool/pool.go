@@ -4,22 +4,12 @@
 package pool
 
 import (
-	"container/list"
-	"errors"
 	"log/slog"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"pitr/internal/pgwire"
 	"pitr/pooler/session"
-)
-
-// Errors of Acquire that callers decide on. A *ConnectError is the third.
-var (
-	ErrWaitTimeout = errors.New("query_wait_timeout")
-	ErrQuit        = errors.New("the wait for a server was given up")
-	ErrClosed      = errors.New("the pool is closed")
 )
 
 // Key names a pool: the database as clients call it, and the user that logs in to the server.
@@ -33,14 +23,16 @@ type Pool struct {
 	dial dialer
 	log  *slog.Logger
 
-	queries, transactions atomic.Uint64
+	queries, transactions histogram
 
 	// mu guards everything below and the life of every server in the pool. Nothing is read, written, dialled or waited for while it
 	// is held; Server.mu and nothing else may be taken under it.
 	mu         sync.Mutex
 	servers    map[*Server]struct{}
 	idle       []*Server // the last one is given first
-	waiters    list.List // of *Waiter; the first one is served first
+	waiters    queue
+	timeout    *time.Timer // ends waits that have lasted for too long
+	watching   bool        // it runs
 	connecting int
 	closed     bool
 	failures   int       // consecutive failed connects
@@ -53,94 +45,8 @@ type Pool struct {
 	counters   Counters
 }
 
-// Waiter is one client's place in the queue. It is reused; one at a time.
-type Waiter struct {
-	owner Owner
-	since time.Time
-	ready chan outcome
-	place *list.Element
-	timer *time.Timer
-}
-
-type outcome struct {
-	server *Server
-	err    error
-}
-
-// NewWaiter returns a place in queues for owner.
-func NewWaiter(owner Owner) *Waiter {
-	return &Waiter{owner: owner, ready: make(chan outcome, 1)}
-}
-
 // Key returns the pool's key.
 func (p *Pool) Key() Key { return p.key }
-
-// Acquire lends a server to the waiter's owner, and waits for one as long as query_wait_timeout allows or until quit is closed.
-// The error is ErrWaitTimeout, ErrQuit, ErrClosed or a *ConnectError.
-func (p *Pool) Acquire(w *Waiter, quit <-chan struct{}) (*Server, error) {
-	now := time.Now()
-	p.mu.Lock()
-	if p.closed {
-		p.mu.Unlock()
-		return nil, ErrClosed
-	}
-	if n := len(p.idle); n > 0 && p.waiters.Len() == 0 {
-		server := p.idle[n-1]
-		p.idle[n-1] = nil
-		p.idle = p.idle[:n-1]
-		server.lend(w.owner)
-		p.counters.observe(0)
-		p.mu.Unlock()
-		return server, nil
-	}
-	if len(p.servers)+p.connecting == 0 && now.Before(p.retryAt) {
-		err := p.lastErr
-		p.counters.ConnectRefusals++
-		p.mu.Unlock()
-		return nil, err
-	}
-	w.since = now
-	w.place = p.waiters.PushBack(w)
-	p.launch(now)
-	p.mu.Unlock()
-	return p.wait(w, quit)
-}
-
-func (p *Pool) wait(w *Waiter, quit <-chan struct{}) (*Server, error) {
-	var timeout <-chan time.Time
-	if limit := p.set.cfg.QueryWaitTimeout.D(); limit > 0 {
-		if w.timer == nil {
-			w.timer = time.NewTimer(limit)
-		} else {
-			w.timer.Reset(limit)
-		}
-		defer w.timer.Stop()
-		timeout = w.timer.C
-	}
-	var err error
-	select {
-	case got := <-w.ready:
-		return got.server, got.err
-	case <-timeout:
-		err = ErrWaitTimeout
-	case <-quit:
-		err = ErrQuit
-	}
-	p.mu.Lock()
-	if w.place != nil {
-		p.waiters.Remove(w.place)
-		w.place = nil
-		if err == ErrWaitTimeout {
-			p.counters.WaitTimeouts++
-		}
-		p.counters.observe(time.Since(w.since))
-		p.mu.Unlock()
-		return nil, err
-	}
-	p.mu.Unlock()
-	got := <-w.ready // it came in the same moment
-	return got.server, got.err
-}
 
 // Release takes a server back from its owner, in the condition that the owner's session says it is in.
 func (p *Pool) Release(server *Server, condition session.Condition) {
@@ -163,28 +69,24 @@ func (p *Pool) Release(server *Server, condition session.Condition) {
 
 // give hands a clean server to who is first in the queue, or keeps it. The caller holds mu.
 func (p *Pool) give(server *Server) {
-	if p.closed || server.isLost() || p.set.tooOld(server, time.Now()) {
+	if server.state == stateClosed {
+		return // it was lost in the moment in which it came
+	}
+	now := time.Now()
+	if p.closed || server.suspect || server.isLost() || p.set.tooOld(server, now) {
 		p.remove(server)
 		return
 	}
-	first := p.waiters.Front()
-	if first == nil {
+	w := p.waiters.first
+	if w == nil {
 		server.move(stateIdle)
-		server.idleSince = time.Now()
+		server.idleSince = now
 		server.setOwner(nil)
 		p.idle = append(p.idle, server)
 		return
 	}
-	w := p.dequeue(first)
-	p.counters.observe(time.Since(w.since))
 	server.lend(w.owner)
-	w.ready <- outcome{server: server}
-}
-
-func (p *Pool) dequeue(place *list.Element) *Waiter {
-	w := p.waiters.Remove(place).(*Waiter)
-	w.place = nil
-	return w
+	p.settle(w, now, server, nil)
 }
 
 // cleanAndUnlock makes a dirty server clean before it is given on. The caller holds mu, which is released.
@@ -195,9 +97,7 @@ func (p *Pool) cleanAndUnlock(server *Server) {
 	server.cleanBy = time.Now().Add(p.set.cfg.ServerResetTimeout.D())
 	p.counters.Cleanings++
 	p.mu.Unlock()
-	if _, err := server.conn.Write(clean); err != nil {
-		server.fail(err)
-	}
+	server.wire.Write(clean)
 }
 
 // remove closes a server and forgets it. The caller holds mu.
@@ -219,6 +119,19 @@ func (p *Pool) remove(server *Server) {
 	p.counters.Closed++
 	server.close()
 	p.launch(time.Now())
+}
+
+// unasked deals with something that a server has sent while it seemed to be nobody's.
+func (p *Pool) unasked(server *Server) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	switch server.state {
+	case stateIdle:
+		p.log.Warn("server connection lost", "database", p.key.Database, "user", p.key.User, "pid", server.Process(), "error", ErrUnasked)
+		p.remove(server)
+	case stateNew, stateHeld:
+		server.suspect = true
+	}
 }
 
 // lost deals with a connection that has ended by itself. An owner is told, and gives the server back in its own time.
@@ -308,8 +221,8 @@ func (p *Pool) Leave() {
 	p.mu.Unlock()
 }
 
-// Add adds to the counters of what clients did.
-func (p *Pool) Add(queries, transactions uint64) {
-	p.queries.Add(queries)
-	p.transactions.Add(transactions)
-}
+// CountQueries counts queries that took so long together.
+func (p *Pool) CountQueries(n uint64, took time.Duration) { p.queries.observe(n, took) }
+
+// CountTransactions counts transactions that took so long together, without the wait for a server.
+func (p *Pool) CountTransactions(n uint64, took time.Duration) { p.transactions.observe(n, took) }

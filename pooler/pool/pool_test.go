@@ -116,9 +116,9 @@ func TestWhoQuitsLeavesTheQueue(t *testing.T) {
 	inBubble(t, settings(1), func(t *testing.T, w *world) {
 		server := w.borrow().must(t)
 		gone, next := w.borrow(), w.borrow()
-		close(gone.quit)
+		gone.quit()
 		synctest.Wait()
-		if _, err := gone.outcome(); err != ErrQuit || w.stats().Waiting != 1 {
+		if _, err := gone.outcome(); err != errQuit || w.stats().Waiting != 1 {
 			t.Errorf("%v, %+v", err, w.stats())
 		}
 		w.pool.Release(server, session.Clean)

@@ -69,7 +69,7 @@ func (m *model) quit(t *rapid.T) {
 	if len(m.queue) == 0 {
 		t.Skip("nobody waits")
 	}
-	close(m.queue[rapid.IntRange(0, len(m.queue)-1).Draw(t, "who")].quit)
+	m.queue[rapid.IntRange(0, len(m.queue)-1).Draw(t, "who")].quit()
 	synctest.Wait()
 	m.collect(t)
 }
@@ -145,8 +145,8 @@ func (m *model) check(t *rapid.T) {
 		}
 	}
 	// All of these are read while nothing moves.
-	if lent != len(m.lent) || m.pool.waiters.Len() != len(m.queue) {
-		t.Fatalf("%d servers are lent and %d clients wait; the pool says %d and %d", len(m.lent), len(m.queue), lent, m.pool.waiters.Len())
+	if lent != len(m.lent) || m.pool.waiters.n != len(m.queue) {
+		t.Fatalf("%d servers are lent and %d clients wait; the pool says %d and %d", len(m.lent), len(m.queue), lent, m.pool.waiters.n)
 	}
 	if n := len(m.pool.servers) + m.pool.connecting; n > m.pool.size {
 		t.Fatalf("%d servers of %d", n, m.pool.size)

@@ -2,9 +2,7 @@ package pool
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
-	"net"
 	"sync"
 	"time"
 
@@ -13,13 +11,23 @@ import (
 	"pitr/pooler/session"
 )
 
-// Owner is whom a server is lent to. The server's own goroutine calls it.
+// Owner is whom a server is lent to. FromServer and ServerLost are called by whoever reads the server.
 type Owner interface {
+	// Granted ends a wait: with a server that is lent to the owner now, or with an error of Acquire, or ErrWaitTimeout. It is called by
+	// anybody, under a lock of the pool, so that it only notes what has come and returns.
+	Granted(server *Server, err error)
 	// FromServer takes what server has sent and returns how many bytes it has used; the others come again with more behind them. An
 	// error closes the server. It is ErrUnasked when the owner has not linked the server, or no longer has.
 	FromServer(server *Server, in []byte) (n int, err error)
 	// ServerLost says that the connection has ended. If the server is linked the owner has to release it.
 	ServerLost(server *Server, err error)
+}
+
+// Wire is how a server is written to. Whoever drives it calls Server.Deliver and Server.Fail.
+type Wire interface {
+	Start() error   // begins to read
+	Write(b []byte) // takes all; what goes wrong is told by Server.Fail
+	Shut()          // closes, on any goroutine, without waiting
 }
 
 // state is the life of a server.
@@ -40,7 +48,7 @@ type Server struct {
 	State *session.Server
 
 	pool   *Pool
-	conn   net.Conn
+	wire   Wire
 	origin *pgconn.PgConn // hijacked; knows how to send a cancel
 	born   time.Time
 
@@ -110,25 +118,21 @@ func (s *Server) Lost() error {
 func (s *Server) Process() uint32 { return s.origin.PID() }
 
 // Write sends to the server. Only the owner may.
-func (s *Server) Write(b []byte) error {
-	_, err := s.conn.Write(b)
-	return err
-}
+func (s *Server) Write(b []byte) { s.wire.Write(b) }
+
+// Wire returns what Set.Attach has made of the connection.
+func (s *Server) Wire() Wire { return s.wire }
+
+// Owner returns to whom the server is lent, nil when to nobody.
+func (s *Server) Owner() Owner { return s.currentOwner() }
 
 // Cancel asks Postgres to cancel what the server does, and returns once Postgres has taken notice. The caller has it on Hold.
 func (s *Server) Cancel(ctx context.Context) error { return s.origin.CancelRequest(ctx) }
 
-// close closes the socket itself: the farewell of TLS could block.
-func (s *Server) close() {
-	if encrypted, ok := s.conn.(*tls.Conn); ok {
-		encrypted.NetConn().Close()
-		return
-	}
-	s.conn.Close()
-}
+func (s *Server) close() { s.wire.Shut() }
 
-// fail ends the connection, whoever has it.
-func (s *Server) fail(err error) {
+// Fail ends the connection, whoever has it. Whoever reads the server calls it when there is nothing more to be read.
+func (s *Server) Fail(err error) {
 	s.mu.Lock()
 	first := s.err == nil
 	if first {
@@ -141,38 +145,20 @@ func (s *Server) fail(err error) {
 	}
 }
 
+// Unasked says that something has come while the server has no owner. It is then closed, unless it was lent meanwhile.
+func (s *Server) Unasked() { s.pool.unasked(s) }
+
 // ErrUnasked says that a server has sent something while nobody was linked to it: there is no telling what it thinks.
 var ErrUnasked = errors.New("the server sent something that nobody asked for")
 
-var errOverlong = errors.New("the server sent a message that is too long to be read as a whole")
-
-// read is the server's goroutine: it passes on what comes until the connection ends.
-func (s *Server) read(bufferLen int) {
-	buf := make([]byte, bufferLen)
-	have := 0
-	for {
-		n, err := s.conn.Read(buf[have:])
-		if err != nil {
-			s.fail(err)
-			return
-		}
-		have += n
-		owner := s.currentOwner()
-		if owner == nil {
-			s.fail(ErrUnasked)
-			return
-		}
-		used, err := owner.FromServer(s, buf[:have])
-		if err != nil {
-			s.fail(err)
-			return
-		}
-		have = copy(buf, buf[used:have])
-		if have == len(buf) {
-			s.fail(errOverlong)
-			return
-		}
+// Deliver hands what the server has sent to its owner and returns how many bytes were used; the others come again with more behind
+// them. An error ends the connection: the caller closes it with Fail.
+func (s *Server) Deliver(in []byte) (used int, err error) {
+	owner := s.currentOwner()
+	if owner == nil {
+		return 0, ErrUnasked
 	}
+	return owner.FromServer(s, in)
 }
 
 // cleaner owns a server while it is made clean.
@@ -185,5 +171,7 @@ func (cleaner) FromServer(server *Server, in []byte) (n int, err error) {
 	}
 	return n, err
 }
+
+func (cleaner) Granted(*Server, error) {}
 
 func (cleaner) ServerLost(*Server, error) {}

@@ -5,8 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"sync"
 	"time"
+
+	"github.com/jackc/pgx/v5/pgconn"
 
 	"pitr/config"
 	"pitr/internal/pgwire"
@@ -23,6 +26,7 @@ type Set struct {
 	cfg       config.Pooler
 	dsn       config.DSN
 	passwords func(user string) (plain string, known bool)
+	driver    Driver
 	log       *slog.Logger
 	ctx       context.Context // ends with Close; only for what the set itself started
 	stop      context.CancelFunc
@@ -34,10 +38,18 @@ type Set struct {
 	limitHits uint64
 }
 
+// Driver is who reads and writes the sockets.
+type Driver struct {
+	// Dial opens a connection for the login; nil is the usual way.
+	Dial pgconn.DialFunc
+	// Attach takes a connection over that has logged in, even if there is an error. It is driven once Wire.Start is called.
+	Attach func(server *Server, conn net.Conn) (Wire, error)
+}
+
 // NewSet returns an empty set and starts its janitor. passwords tells the plain password of a client's user where it is known.
-func NewSet(cfg config.Pooler, dsn config.DSN, passwords func(string) (string, bool), log *slog.Logger) *Set {
+func NewSet(cfg config.Pooler, dsn config.DSN, passwords func(string) (string, bool), driver Driver, log *slog.Logger) *Set {
 	ctx, stop := context.WithCancel(context.Background())
-	s := &Set{cfg: cfg, dsn: dsn, passwords: passwords, log: log, ctx: ctx, stop: stop, pools: map[Key]*Pool{}}
+	s := &Set{cfg: cfg, dsn: dsn, passwords: passwords, driver: driver, log: log, ctx: ctx, stop: stop, pools: map[Key]*Pool{}}
 	s.work.Go(s.janitor)
 	return s
 }
@@ -57,8 +69,11 @@ func (p *Pool) close() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.closed = true
-	for p.waiters.Len() > 0 {
-		p.dequeue(p.waiters.Front()).ready <- outcome{err: ErrClosed}
+	for now := time.Now(); p.waiters.n > 0; {
+		p.settle(p.waiters.first, now, nil, ErrClosed)
+	}
+	if p.timeout != nil {
+		p.timeout.Stop()
 	}
 	for server := range p.servers {
 		p.remove(server)
@@ -98,7 +113,7 @@ func (s *Set) Get(database, user string) (*Pool, error) {
 		return nil, ErrTooManyPools
 	}
 	password, _ := s.passwords(key.User)
-	dial, err := newDialer(s.dsn, db, key, password)
+	dial, err := newDialer(s.driver.Dial, s.dsn, db, key, password)
 	if err != nil {
 		return nil, err
 	}
@@ -141,10 +156,10 @@ func (s *Set) probeDialer() (dialer, error) {
 	for name, db := range s.cfg.Databases {
 		if db.User != "" && (name != "*" || db.DBName != "") {
 			password, _ := s.passwords(db.User)
-			return newDialer(s.dsn, db, Key{Database: name, User: db.User}, password)
+			return newDialer(s.driver.Dial, s.dsn, db, Key{Database: name, User: db.User}, password)
 		}
 	}
-	dial, err := newDialer(s.dsn, config.Database{}, Key{}, "")
+	dial, err := newDialer(s.driver.Dial, s.dsn, config.Database{}, Key{}, "")
 	if err != nil {
 		return dialer{}, err
 	}
@@ -155,11 +170,6 @@ func (s *Set) probeDialer() (dialer, error) {
 	dial.config.User, dial.config.Password, dial.config.Database = plain.User, plain.Password, plain.Database
 	return dial, nil
 }
-
-// serverBufferPackets is how many times larger a server's read buffer is than a client's: there are few servers and many clients.
-const serverBufferPackets = 16
-
-func (s *Set) serverBufferLen() int { return serverBufferPackets * int(s.cfg.PktBuf) }
 
 func (s *Set) tooOld(server *Server, now time.Time) bool {
 	lifetime := s.cfg.ServerLifetime.D()
@@ -213,7 +223,7 @@ func (p *Pool) sweep(now time.Time) (useless bool) {
 		}
 	}
 	p.launch(now)
-	if p.users > 0 || len(p.servers)+p.connecting+p.waiters.Len() > 0 || now.Sub(p.emptySince) < janitorPause {
+	if p.users > 0 || len(p.servers)+p.connecting+p.waiters.n > 0 || now.Sub(p.emptySince) < janitorPause {
 		return false
 	}
 	p.closed = true
