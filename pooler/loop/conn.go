@@ -322,14 +322,14 @@ func (c *Conn) keep(rest []byte, want int) {
 	l := c.loop.Load()
 	switch {
 	case len(rest) == 0:
-		l.recycle(c.in)
+		l.free.put(c.in)
 		c.in = nil
 	case max(want, len(rest)) <= cap(c.in):
 		c.in = append(c.in[:0], rest...)
 	default:
 		old := c.in
-		c.in = append(l.buffer(max(want, len(rest))), rest...)
-		l.recycle(old)
+		c.in = append(l.free.get(max(want, len(rest))), rest...)
+		l.free.put(old)
 	}
 }
 
@@ -344,7 +344,7 @@ func (c *Conn) Write(b []byte) {
 	l := c.loop.Load()
 	if c.tls != nil {
 		if c.tls.plain == nil {
-			c.tls.plain = l.buffer(len(b))
+			c.tls.plain = l.free.get(len(b))
 		}
 		c.tls.plain = append(c.tls.plain, b...)
 		c.soil(l)
@@ -360,7 +360,7 @@ func (c *Conn) Write(b []byte) {
 		return
 	}
 	if c.out == nil {
-		c.out = l.buffer(len(b))
+		c.out = l.free.get(len(b))
 	}
 	c.out = append(c.out, b...)
 	c.soil(l)
@@ -432,7 +432,7 @@ func (c *Conn) flush() {
 			return
 		}
 	}
-	l.recycle(c.out)
+	l.free.put(c.out)
 	c.out = nil
 	if c.ending {
 		c.Close()
@@ -482,7 +482,7 @@ func (c *Conn) Close() {
 	c.unblock(l)
 	remove(c)
 	syscall.Close(int(c.fd))
-	l.recycle(c.out)
+	l.free.put(c.out)
 	c.in, c.out, c.tls = nil, nil, nil // in may be what the handler is looking at
 }
 

@@ -14,9 +14,9 @@ import (
 type Loop struct {
 	poll    poller
 	cfg     Config
-	input   []byte              // what is read is put here, and is only valid until the next socket is read
-	plain   []byte              // the same for what has been decrypted
-	free    [][]byte            // buffers nobody uses
+	input   []byte // what is read is put here, and is only valid until the next socket is read
+	plain   []byte // the same for what has been decrypted
+	free    buffers
 	first   []*Conn             // have something to be sent, before those of last
 	last    []*Conn             // have something to be sent
 	again   []*Conn             // are to be looked at without an event
@@ -228,25 +228,4 @@ func (l *Loop) closeAll() {
 			c.Close()
 		}
 	})
-}
-
-// freeMax bounds the buffers that are kept for later.
-const freeMax = 256
-
-// smallLen is the size of a buffer that is kept for later.
-const smallLen = 1 << 10
-
-func (l *Loop) buffer(n int) []byte {
-	if k := len(l.free); k > 0 && n <= smallLen {
-		b := l.free[k-1]
-		l.free = l.free[:k-1]
-		return b[:0]
-	}
-	return make([]byte, 0, max(n, smallLen))
-}
-
-func (l *Loop) recycle(b []byte) {
-	if cap(b) >= smallLen && cap(b) <= 16*smallLen && len(l.free) < freeMax {
-		l.free = append(l.free, b)
-	}
 }

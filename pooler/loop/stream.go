@@ -39,7 +39,7 @@ func (s *Stream) Write(b []byte) (int, error) {
 	c := s.conn
 	l := c.loop.Load()
 	if c.out == nil {
-		c.out = l.buffer(len(b))
+		c.out = l.free.get(len(b))
 	}
 	c.out = append(c.out, b...)
 	c.soil(l)

@@ -72,7 +72,7 @@ func (c *Conn) encrypt(l *Loop) {
 	if _, err := c.tls.conn.Write(plain); err != nil {
 		c.fail(l)
 	}
-	l.recycle(plain)
+	l.free.put(plain)
 }
 
 // farewell tells the other side that nothing more will come, so that it knows that nothing was cut off.
