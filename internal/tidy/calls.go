@@ -5,11 +5,11 @@ import (
 	"slices"
 )
 
-// checkExit: only cmd/pitr exits. Everybody else returns an error, so that what was started is also stopped.
+// checkExit: only the programs cmd/pitr and bench exit. Everybody else returns an error, so that what was started is also stopped.
 func checkExit(h *house) []Problem {
 	var problems []Problem
 	for _, f := range h.files {
-		if f.test || within(f.dir, "cmd/pitr") {
+		if f.test || within(f.dir, "cmd/pitr") || f.dir == "bench" {
 			continue
 		}
 		uses := append(f.uses("os", "Exit"), f.uses("log", "Fatal", "Fatalf", "Fatalln")...)

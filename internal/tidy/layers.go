@@ -35,7 +35,7 @@ var layers = []layer{
 	{"archiver", []string{"internal/repo", "internal/pg", "internal/wal", "config"}},
 	{"restore", []string{"internal/repo", "internal/pg", "internal/wal", "config", "internal/postmaster"}},
 
-	{"bench", []string{"*"}},
+	{"bench", nil}, // it drives binaries
 	{"cmd/pitr", []string{"*"}},
 }
 
