@@ -27,6 +27,7 @@ var layers = []layer{
 	{"internal/repo", []string{"internal/pg", "internal/wal", "internal/store"}},
 
 	{"pooler/session", []string{"internal/pgwire"}},
+	{"pooler/loop", nil},
 	{"pooler/pool", []string{"internal/pgwire", "config", "pooler/session"}},
 	{"pooler/auth", []string{"internal/pgwire", "config", "pooler/session"}},
 	{"pooler/admin", []string{"internal/pgwire", "config", "pooler/session"}},

@@ -91,7 +91,7 @@ func (l *Loop) Add(c *Conn, handler Handler) error {
 	begin := len(c.in) > 0 || c.tls != nil // something that was read before will not be reported
 	enter(c)
 	err := l.poll.add(c.fd, c.gen)
-	if err == nil && begin && !l.Post(Func(c.schedule)) {
+	if err == nil && begin && !l.Post(Func(func() { c.begin(l) })) {
 		err = net.ErrClosed
 	}
 	if err != nil {
@@ -101,6 +101,17 @@ func (l *Loop) Add(c *Conn, handler Handler) error {
 		return fmt.Errorf("watch a socket: %w", err)
 	}
 	return nil
+}
+
+// begin looks at what was read before the loop had the socket.
+func (c *Conn) begin(l *Loop) {
+	if c.first {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+	}
+	if c.loop.Load() == l {
+		c.schedule()
+	}
 }
 
 // Loop returns the loop that has the socket. It may be called on any thread.
@@ -125,6 +136,9 @@ func (l *Loop) Take(c *Conn) error {
 	}
 	c.loop.Store(l)
 	c.ready, c.queued = false, false
+	if c.tls != nil && c.tls.ahead {
+		c.schedule()
+	}
 	if err := l.poll.add(c.fd, c.gen); err != nil { // reports what is there as an edge
 		return fmt.Errorf("move a socket: %w", err)
 	}
