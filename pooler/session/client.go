@@ -83,14 +83,14 @@ func (s *Session) fail(n int, code, text, hint string) Step {
 func (s *Session) clientBody(in []byte, at int, out *Output) int {
 	n := s.fromClient.body.Take(in[at:])
 	if s.fromClient.watched {
-		s.words.scan(in[at : at+n])
+		s.server.words.scan(in[at : at+n])
 	}
 	if !s.fromClient.swallow {
 		out.pass(at, at+n)
 	}
 	if !s.fromClient.body.Inside() && s.fromClient.watched {
 		s.fromClient.watched = false
-		s.heed(s.words.end())
+		s.heed(s.server.words.end())
 	}
 	return n
 }
@@ -184,7 +184,7 @@ func (s *Session) full() bool {
 func (s *Session) flushAndWait(out *Output) Step {
 	if !s.flushed {
 		s.flushed = true
-		out.buffer(func(buf []byte) []byte { return pgwire.AppendEmpty(buf, pgwire.Flush) })
+		out.buf = pgwire.AppendEmpty(out.open(), pgwire.Flush)
 	}
 	return Step{Verdict: Full}
 }
@@ -231,7 +231,7 @@ func (s *Session) request(m message) (int, Step) {
 // watch reads the words of the message whose header was just passed. In session mode nobody needs to know.
 func (s *Session) watch() {
 	s.fromClient.watched = s.options.Transaction && s.fromClient.body.Inside()
-	s.words.reset()
+	s.server.words.reset()
 }
 
 // sync ends a batch. Without a server there is nothing that could be outstanding, and the answer is known.

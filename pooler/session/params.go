@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"sort"
 	"strings"
+	"unique"
 
 	"pitr/internal/pgwire"
 )
@@ -14,7 +15,7 @@ type Params struct {
 	key  string         // equal for equal sets
 	// reading is equal for sets under which Postgres reads a text alike. Literals get their value when a statement is parsed, from the
 	// time zone, the date style, the encoding and others, so that every setting counts but the one that is only a name.
-	reading string
+	reading unique.Handle[string]
 }
 
 // NoParams is the set of a server as it comes from its login and from DISCARD ALL.
@@ -124,7 +125,7 @@ func newParams(set map[string]string) *Params {
 			reading.WriteString(text)
 		}
 	}
-	p.key, p.reading = key.String(), reading.String()
+	p.key, p.reading = key.String(), unique.Make(reading.String())
 	return p
 }
 

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"strings"
 	"testing"
+	"unique"
 
 	"pgregory.net/rapid"
 
@@ -160,7 +161,7 @@ func newServerWorld(used bool) *serverWorld {
 	}
 	// Others have used it before: what they have left must not be seen.
 	s.state.named = 1
-	s.state.add("foreign\x00\x00\x00", 0).there = true
+	s.state.add(unique.Make("foreign\x00\x00\x00"), 0).there = true
 	s.model.statements["pitr_2"] = "foreign"
 	s.model.statements[""], s.state.unnamedUsed = "foreign", true
 	return s

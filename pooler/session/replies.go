@@ -56,7 +56,13 @@ func (q *replies) front() *reply {
 	return q.at(0)
 }
 
+// nothing is the queue of a session without a server. It stays empty.
+var nothing replies
+
 func (q *replies) push(r reply) {
+	if q == &nothing {
+		panic("session: a reply is owed by no server")
+	}
 	if q.n == len(q.ring) {
 		grown := make([]reply, max(16, 2*len(q.ring)))
 		for i := range q.n {
@@ -85,6 +91,16 @@ func (q *replies) pop() reply {
 func (q *replies) clear() {
 	clear(q.ring)
 	q.head, q.n, q.readies = 0, 0, 0
+}
+
+// ringKept is the length of the longest ring that a server keeps between two clients.
+const ringKept = 64
+
+// shrink gives back the memory of a pipeline that was long. The queue is empty.
+func (q *replies) shrink() {
+	if len(q.ring) > ringKept {
+		q.ring, q.head = nil, 0
+	}
 }
 
 // dropSyncs takes out the Syncs from the i-th place up to where the client ended its COPY, or sent what does not belong into one.

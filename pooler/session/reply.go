@@ -76,7 +76,7 @@ func (s *Session) giveOurs(out *Output) {
 	for s.replies.len() > 0 {
 		switch kind := s.replies.front().kind; kind {
 		case replyOurParse, replyOurClose:
-			out.buffer(func(buf []byte) []byte { return pgwire.AppendEmpty(buf, ourReplyType(kind)) })
+			out.buf = pgwire.AppendEmpty(out.open(), ourReplyType(kind))
 		case replyCopyEnd:
 		default:
 			return

@@ -6,6 +6,7 @@ import (
 	"sort"
 	"strconv"
 	"strings"
+	"unique"
 
 	"pitr/internal/pgwire"
 )
@@ -15,6 +16,10 @@ type Server struct {
 	params   *Params           // settings applied by us
 	reported map[string]string // values of the last ParameterStatus of each name, by the server's spelling
 	dirty    bool              // somebody may have left something behind
+
+	// What belongs to the present link lies here and not in the Session, so that an idle client costs little.
+	replies replies // what it still owes
+	words   words   // of the client's current Query or Parse
 
 	// The named statements that this server has, least recently used last.
 	prepared map[preparedKey]*prepared
@@ -114,13 +119,18 @@ func (s *Server) report(body []byte) (name, value string, ok bool) {
 // (src/backend/utils/misc/guc_tables.c).
 const reportedMax = 256
 
+// text is the text of a statement with its parameter types, as Parse has them after the name. All clients and servers that have
+// the same one share one copy, which goes when nobody has it any more; and it is compared by its address, so that only a Parse
+// costs a look at all of it.
+type text = unique.Handle[string]
+
 // preparedKey says which statements mean the same.
 type preparedKey struct {
-	tail    string // text and parameter types, as Parse has them after the name
-	reading string // the settings under which it was parsed: Params.reading
+	text    text
+	reading unique.Handle[string] // the settings under which it was parsed: Params.reading
 }
 
-func (s *Server) key(tail string) preparedKey { return preparedKey{tail, s.params.reading} }
+func (s *Server) key(tail text) preparedKey { return preparedKey{tail, s.params.reading} }
 
 // prepared is a statement that a server has, or will have once it has read what was sent to it.
 type prepared struct {
@@ -138,7 +148,7 @@ const namePrefix = "pitr_"
 
 // find returns the statement with this tail, parsed under the present settings, and makes it the most recently used one; nil when
 // the server does not have it.
-func (s *Server) find(tail string) *prepared {
+func (s *Server) find(tail text) *prepared {
 	p := s.prepared[s.key(tail)]
 	if p != nil && p != s.newest {
 		s.unlink(p)
@@ -148,20 +158,20 @@ func (s *Server) find(tail string) *prepared {
 }
 
 // add notes that the server is going to have a statement, under a name that was never used on it.
-func (s *Server) add(tail string, hints hint) *prepared {
+func (s *Server) add(tail text, hints hint) *prepared {
 	s.named++
 	return s.addAs(namePrefix+strconv.FormatUint(s.named, 10), tail, hints)
 }
 
 // surplus is a statement that the server is going to have besides one with the same tail.
-func (s *Server) surplus(tail string) *prepared {
+func (s *Server) surplus(tail text) *prepared {
 	s.named++
 	s.dirty = true
 	return &prepared{key: s.key(tail), name: namePrefix + strconv.FormatUint(s.named, 10)}
 }
 
 // addAs notes that the server is going to have a statement under this name.
-func (s *Server) addAs(name, tail string, hints hint) *prepared {
+func (s *Server) addAs(name string, tail text, hints hint) *prepared {
 	key := s.key(tail)
 	if old := s.prepared[key]; old != nil {
 		s.forget(old)

@@ -23,20 +23,19 @@ type Session struct {
 	options *Options
 	params  *Params // the settings that the client's server must have
 
-	server  *Server // nil while no server is linked
-	link    uint64  // counts links, so that what was sent over an earlier one is known to be gone
-	replies replies // what the linked server still owes
-	status  byte    // transaction state of the last ReadyForQuery
-	batch   bool    // extended messages were sent that no Sync has followed yet
-	skip    bool    // the server ignores everything until the next Sync
-	copyIn  bool    // the server reads CopyData, and ignores Sync
-	ignored bool    // it has ignored a Sync in this way, or seems to
-	doubt   bool    // the server must not be used again
-	fatal   bool    // the client was told by the server that the connection ends
+	server  *Server  // nil while no server is linked
+	link    uint64   // counts links, so that what was sent over an earlier one is known to be gone
+	replies *replies // what the linked server still owes
+	status  byte     // transaction state of the last ReadyForQuery
+	batch   bool     // extended messages were sent that no Sync has followed yet
+	skip    bool     // the server ignores everything until the next Sync
+	copyIn  bool     // the server reads CopyData, and ignores Sync
+	ignored bool     // it has ignored a Sync in this way, or seems to
+	doubt   bool     // the server must not be used again
+	fatal   bool     // the client was told by the server that the connection ends
 
 	fromClient dialogue
 	fromServer dialogue
-	words      words // of the client's current Query or Parse
 
 	names    map[string]*statement // named statements of the client
 	unnamed  unnamed
@@ -64,7 +63,7 @@ type dialogue struct {
 
 // New returns the machine of a client that has logged in and is owed nothing.
 func New(options *Options, params *Params) *Session {
-	return &Session{options: options, params: params, status: pgwire.Idle}
+	return &Session{options: options, params: params, replies: &nothing, status: pgwire.Idle}
 }
 
 // Params returns the settings that the client has now: those it logged in with, and what it has changed of the reported ones.
@@ -82,13 +81,13 @@ func (s *Session) Link(server *Server, out *Output) {
 	if s.server != nil || server.dirty {
 		panic("session: link of a second or of a dirty server")
 	}
-	s.server = server
+	s.server, s.replies = server, &server.replies
 	s.link++
 	s.status, s.doubt, s.ignored, s.flushed, s.fresh = pgwire.Idle, false, false, false, true
 	if server.params.key == s.params.key {
 		return
 	}
-	out.buffer(func(buf []byte) []byte { return pgwire.AppendQuery(buf, server.params.change(s.params)) })
+	out.buf = pgwire.AppendQuery(out.open(), server.params.change(s.params))
 	server.params, server.unnamedUsed = s.params, false
 	s.replies.push(reply{kind: replyPrelude})
 }
@@ -119,12 +118,13 @@ func (s *Session) Unlink() Condition {
 	if server == nil {
 		panic("session: unlink without a link")
 	}
-	s.server = nil
+	s.server, s.replies = nil, &nothing
 	s.batch, s.skip, s.copyIn, s.awaiting = false, false, false, false
 	if s.doubt || !clean {
-		s.replies.clear()
+		server.replies.clear()
 		return Broken
 	}
+	server.replies.shrink()
 	if server.dirty || !s.options.Transaction {
 		server.dirty = true
 		return Dirty

@@ -2,6 +2,7 @@ package session
 
 import (
 	"bytes"
+	"unique"
 
 	"pitr/internal/pgwire"
 )
@@ -9,7 +10,7 @@ import (
 // statement is a named statement of a client.
 type statement struct {
 	name  string // the client's
-	tail  string // text and parameter types, as Parse has them after the name
+	tail  text
 	hints hint
 
 	valid    bool       // Parse was answered with ParseComplete
@@ -152,7 +153,7 @@ func (s *Session) parse(m message) (int, Step) {
 	if !found || end < 0 || len(name) > nameLenMax {
 		return 0, s.fail(0, "08P01", "invalid PARSE message", "")
 	}
-	return s.parseNamed(m, string(name), string(tail), tail[:end])
+	return s.parseNamed(m, string(name), unique.Make(string(tail)), tail[:end])
 }
 
 func (s *Session) parseUnnamed(m message) int {
@@ -162,7 +163,7 @@ func (s *Session) parseUnnamed(m message) int {
 	s.serials++
 	s.server.unnamedUsed = true
 	s.unnamed = unnamed{known: true, tail: s.unnamed.tail[:0], link: s.link, serial: s.serials}
-	s.words.reset()
+	s.server.words.reset()
 	s.batch = true
 	s.replies.push(reply{kind: replyParse, serial: s.unnamed.serial})
 	if m.Body > s.options.StatementLenMax || m.Body == 0 {
@@ -173,13 +174,13 @@ func (s *Session) parseUnnamed(m message) int {
 	}
 	tail := m.body()[1:]
 	s.unnamed.tail = append(s.unnamed.tail, tail...)
-	s.words.scan(tail)
-	s.unnamed.hints = s.words.end()
+	s.server.words.scan(tail)
+	s.unnamed.hints = s.server.words.end()
 	s.heed(s.unnamed.hints)
 	return s.pass(m)
 }
 
-func (s *Session) parseNamed(m message, name, tail string, text []byte) (int, Step) {
+func (s *Session) parseNamed(m message, name string, tail text, query []byte) (int, Step) {
 	old := s.names[name]
 	if s.unsettled(name, old) || old != nil && s.inDoubt(old) {
 		return 0, s.await()
@@ -187,9 +188,9 @@ func (s *Session) parseNamed(m message, name, tail string, text []byte) (int, St
 	if old == nil && len(s.names) >= s.options.StatementsMax {
 		return 0, s.fail(0, "53400", "the client has too many prepared statements", "raise pooler.max_client_prepared_statements")
 	}
-	s.words.reset()
-	s.words.scan(text)
-	st := &statement{name: name, tail: tail, hints: s.words.end(), replaces: old}
+	s.server.words.reset()
+	s.server.words.scan(query)
+	st := &statement{name: name, tail: tail, hints: s.server.words.end(), replaces: old}
 	if s.names == nil {
 		s.names = map[string]*statement{}
 	}
@@ -211,7 +212,7 @@ func (s *Session) parseNamed(m message, name, tail string, text []byte) (int, St
 		p = s.makeRoom(m.out).add(tail, st.hints)
 	}
 	p.link = s.link
-	s.sendParse(m.out, p.name, tail, reply{kind: replyParse, statement: st, prepared: p})
+	s.sendParse(m.out, p.name, tail.Value(), reply{kind: replyParse, statement: st, prepared: p})
 	return s.consume(m), Step{}
 }
 
@@ -252,7 +253,7 @@ func (s *Session) consume(m message) int {
 func (s *Session) sendParse(out *Output, name, tail string, owed reply) {
 	s.batch = true
 	s.replies.push(owed)
-	out.buffer(func(buf []byte) []byte { return pgwire.AppendParse(buf, name, tail) })
+	out.buf = pgwire.AppendParse(out.open(), name, tail)
 }
 
 // ensure returns the client's statement on the server, and sends it there first if it is not.
@@ -260,7 +261,7 @@ func (s *Session) ensure(st *statement, out *Output) *prepared {
 	p := s.server.find(st.tail)
 	if p == nil {
 		p = s.makeRoom(out).add(st.tail, st.hints)
-		s.sendParse(out, p.name, st.tail, reply{kind: replyParse, swallow: true, prepared: p})
+		s.sendParse(out, p.name, st.tail.Value(), reply{kind: replyParse, swallow: true, prepared: p})
 	}
 	p.link = s.link
 	return p
@@ -274,7 +275,7 @@ func (s *Session) makeRoom(out *Output) *Server {
 		s.server.forget(victim)
 		s.batch = true
 		s.replies.push(reply{kind: replyClose, swallow: true})
-		out.buffer(func(buf []byte) []byte { return pgwire.AppendNamed(buf, pgwire.Close, victim.name) })
+		out.buf = pgwire.AppendNamed(out.open(), pgwire.Close, victim.name)
 	}
 	return s.server
 }
@@ -298,11 +299,9 @@ func (s *Session) bind(m message) (int, Step) {
 		return s.pass(m), Step{}
 	}
 	used := pgwire.HeaderLen + len(portal) + 1 + len(name) + 1
-	m.out.buffer(func(buf []byte) []byte {
-		buf = pgwire.AppendHeader(buf, pgwire.Bind, m.Body-len(name)+len(to))
-		buf = append(append(buf, portal...), 0)
-		return append(append(buf, to...), 0)
-	})
+	buf := pgwire.AppendHeader(m.out.open(), pgwire.Bind, m.Body-len(name)+len(to))
+	buf = append(append(buf, portal...), 0)
+	m.out.buf = append(append(buf, to...), 0)
 	s.fromClient = dialogue{body: s.fromClient.body}
 	s.fromClient.body.Open(m.Body - (used - pgwire.HeaderLen))
 	return used, Step{}
@@ -329,7 +328,7 @@ func (s *Session) describe(m message) (int, Step) {
 	if !rewrite {
 		return s.pass(m), Step{}
 	}
-	m.out.buffer(func(buf []byte) []byte { return pgwire.AppendNamed(buf, pgwire.Describe, to) })
+	m.out.buf = pgwire.AppendNamed(m.out.open(), pgwire.Describe, to)
 	return s.consume(m), Step{}
 }
 
@@ -385,5 +384,5 @@ func (s *Session) cleanSlot(m message) {
 	}
 	s.batch = m.Type != pgwire.FunctionCall // which is answered with a ReadyForQuery of its own
 	s.replies.push(reply{kind: replyClose, swallow: true})
-	m.out.buffer(func(buf []byte) []byte { return pgwire.AppendNamed(buf, pgwire.Close, "") })
+	m.out.buf = pgwire.AppendNamed(m.out.open(), pgwire.Close, "")
 }

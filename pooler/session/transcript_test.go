@@ -247,35 +247,3 @@ func FuzzSession(f *testing.F) {
 		}
 	})
 }
-
-// TestForwardPathAllocatesNothing plays a simple query, and a prepared one, over one link each.
-func TestForwardPathAllocatesNothing(t *testing.T) {
-	server := NewServer(nil)
-	s := New(&Options{Transaction: true, PreparedMax: 100, StatementLenMax: 1000, StatementsMax: 10, PipelineMax: 100}, NoParams)
-	var toServer, toClient Output
-	exchange := func(ask, answer []byte) {
-		toServer.Reset(ask)
-		step := s.FromClient(ask, &toServer)
-		if step.Verdict == Need {
-			s.Link(server, &toServer)
-			step = s.FromClient(ask, &toServer)
-		}
-		toClient.Reset(answer)
-		if n, failure := s.FromServer(answer, &toClient); failure != nil || n != len(answer) || step.Verdict != Read || !s.Due() || s.Unlink() != Clean {
-			t.Fatal(n, failure, step)
-		}
-	}
-	row := append(pgwire.AppendHeader(nil, 'D', 4), "row!"...)
-	done := append(append(row, "C\x00\x00\x00\x0dSELECT 1\x00"...), pgwire.AppendReady(nil, 'I')...)
-	query := pgwire.AppendQuery(nil, "select * from accounts where id = 1")
-	ready := pgwire.AppendReady(nil, 'I')
-	exchange(append(pgwire.AppendParse(nil, "s1", "select $1\x00\x00\x00"), pgwire.AppendEmpty(nil, 'S')...), append(pgwire.AppendEmpty(nil, '1'), ready...))
-	bound := append(append(bindMessage("", "s1"), executeMessage("")...), pgwire.AppendEmpty(nil, 'S')...)
-	answer := append(pgwire.AppendEmpty(nil, '2'), done...)
-	if n := testing.AllocsPerRun(1000, func() {
-		exchange(query, done)
-		exchange(bound, answer)
-	}); n != 0 {
-		t.Errorf("%v allocations", n)
-	}
-}
