@@ -40,6 +40,8 @@ var settings = []Setting{
 	{Key: "pooler.max_pipeline_messages", Default: "10000", Range: "100..1000000", Doc: "Messages that one client may have sent and Postgres not yet answered, before no more is read from the client."},
 	{Key: "pooler.max_client_prepared_statements", Default: "10000", Range: "1..1000000", Doc: "Named protocol-level prepared statements of one client in transaction mode; one more ends the client with SQLSTATE 53400."},
 	{Key: "pooler.prepared_statement_size_max", Default: "1MiB", Range: "1KiB..64MiB", Doc: "Longest Parse message of a named statement in transaction mode, since its text is kept; a longer one ends the client with SQLSTATE 54000."},
+	{Key: "pooler.max_client_settings_size", Default: "16KiB", Range: "1KiB..1MiB", Doc: "Names and values of all settings of one client that follow it from server to server in transaction mode: those of its startup packet, and what it has SET. What is set beyond that ends with the transaction."},
+	{Key: "pooler.lazy_begin", Default: "on", Range: "on|off", Doc: "In transaction mode a BEGIN is answered at once and sent to Postgres together with the first statement, so that a client that is idle in a transaction it has not used holds no server connection. now() is then the time of that statement."},
 	{Key: "pooler.databases", Doc: "Which server a database name stands for. Empty: every name goes to the host of postgres.dsn under the same name."},
 	{Key: "pooler.databases.*.host", Doc: "Host, address or directory of the Unix socket. Empty: that of postgres.dsn."},
 	{Key: "pooler.databases.*.port", Range: "1..65535", Doc: "Port. Zero: that of postgres.dsn."},

@@ -21,5 +21,6 @@ func sessionOptions(cfg config.Pooler, transaction bool) *session.Options {
 	return &session.Options{
 		Transaction: transaction, PreparedMax: cfg.MaxPreparedStatements, StatementLenMax: int(cfg.PreparedStatementSizeMax),
 		StatementsMax: cfg.MaxClientPreparedStatements, PipelineMax: cfg.MaxPipelineMessages,
+		SettingsLenMax: int(cfg.MaxClientSettingsSize), LazyBegin: cfg.LazyBegin == "on",
 	}
 }

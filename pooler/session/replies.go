@@ -4,18 +4,21 @@ package session
 type replyKind uint8
 
 const (
-	replyPrelude  replyKind = iota + 1 // everything up to ReadyForQuery; none of it is the client's
-	replyQuery                         // anything up to ReadyForQuery
-	replyFunction                      // FunctionCallResponse, then ReadyForQuery
-	replySync                          // ReadyForQuery
-	replyParse                         // ParseComplete
-	replyBind                          // BindComplete
-	replyDescribe                      // perhaps ParameterDescription, then RowDescription or NoData
-	replyExecute                       // rows or COPY, then CommandComplete, EmptyQueryResponse or PortalSuspended
-	replyClose                         // CloseComplete
-	replyOurParse                      // nothing comes: the machine itself answers ParseComplete in this place
-	replyOurClose                      // nothing comes: the machine itself answers CloseComplete in this place
-	replyCopyEnd                       // nothing comes: the place where the client ended a COPY
+	replyPrelude   replyKind = iota + 1 // everything up to ReadyForQuery; none of it is the client's
+	replyQuery                          // anything up to ReadyForQuery
+	replyFunction                       // FunctionCallResponse, then ReadyForQuery
+	replySync                           // ReadyForQuery
+	replyParse                          // ParseComplete
+	replyBind                           // BindComplete
+	replyDescribe                       // perhaps ParameterDescription, then RowDescription or NoData
+	replyExecute                        // rows or COPY, then CommandComplete, EmptyQueryResponse or PortalSuspended
+	replyClose                          // CloseComplete
+	replyOurParse                       // nothing comes: the machine itself answers ParseComplete in this place
+	replyOurClose                       // nothing comes: the machine itself answers CloseComplete in this place
+	replyOurReady                       // nothing comes: the machine itself answers ReadyForQuery in this place
+	replyOurReport                      // nothing comes: the machine itself tells in this place what the server reports
+	replyBegin                          // the answers to a begin that is not the client's: from ParseComplete to two CloseCompletes
+	replyCopyEnd                        // nothing comes: the place where the client ended a COPY
 )
 
 // reply is one thing that a server owes.
@@ -26,6 +29,8 @@ type reply struct {
 	serial    uint32     // which unnamed statement was parsed or dropped
 	statement *statement // the client's named statement that was parsed or closed
 	prepared  *prepared  // Parse of a named statement: what the server then has
+	script    *script    // Query, Execute: what it does, where that matters
+	done      int        // Query: how many statements of the script were answered; Begin: how many Closes
 }
 
 // endsBatch reports whether a server that skips to the next Sync goes on here.

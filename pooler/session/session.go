@@ -16,12 +16,17 @@ type Options struct {
 	StatementLenMax int  // bytes of a named Parse, and of an unnamed one that can be repeated on another server
 	StatementsMax   int  // named statements of one client
 	PipelineMax     int  // replies of a server that may be outstanding
+	SettingsLenMax  int  // bytes of all settings of a client that follow it from server to server
+	LazyBegin       bool // a transaction begins on a server with its first statement
 }
 
 // Session is the machine for one client. The zero value is not usable; see New. It is not safe for concurrent use.
 type Session struct {
 	options *Options
-	params  *Params // the settings that the client's server must have
+	startup *Params   // the settings that the client has logged in with, to which RESET goes back
+	params  *Params   // the settings that the client's server must have
+	changes *changes  // of the settings, by the transaction that is not over; nil when there are none
+	begin   beginMode // the client was told that a transaction has begun; no server knows of it
 
 	server  *Server  // nil while no server is linked
 	link    uint64   // counts links, so that what was sent over an earlier one is known to be gone
@@ -33,18 +38,19 @@ type Session struct {
 	ignored bool     // it has ignored a Sync in this way, or seems to
 	doubt   bool     // the server must not be used again
 	fatal   bool     // the client was told by the server that the connection ends
+	tell    bool     // the client does not know of all settings that the next server will report
+	failed  bool     // an error since the last ReadyForQuery
 
 	fromClient dialogue
 	fromServer dialogue
 
 	names    map[string]*statement // named statements of the client
 	unnamed  unnamed
-	former   unnamed // what was the unnamed statement before, in case its Parse is never carried out
-	serials  uint32  // counts unnamed statements
-	own      []byte  // replies that the machine itself gives, for TakeReplies
-	fresh    bool    // nothing was sent over the present link yet
-	awaiting bool    // the client's next message waits for all answers
-	flushed  bool    // a Flush of ours was sent because the pipeline is full
+	serials  uint32 // counts unnamed statements
+	own      []byte // replies that the machine itself gives, for TakeReplies
+	fresh    bool   // nothing was sent over the present link yet
+	awaiting bool   // the client's next message waits for all answers
+	flushed  bool   // a Flush of ours was sent because the pipeline is full
 	counters Counters
 }
 
@@ -63,7 +69,7 @@ type dialogue struct {
 
 // New returns the machine of a client that has logged in and is owed nothing.
 func New(options *Options, params *Params) *Session {
-	return &Session{options: options, params: params, replies: &nothing, status: pgwire.Idle}
+	return &Session{options: options, startup: params, params: params, replies: &nothing, status: pgwire.Idle}
 }
 
 // Params returns the settings that the client has now: those it logged in with, and what it has changed of the reported ones.
@@ -84,12 +90,10 @@ func (s *Session) Link(server *Server, out *Output) {
 	s.server, s.replies = server, &server.replies
 	s.link++
 	s.status, s.doubt, s.ignored, s.flushed, s.fresh = pgwire.Idle, false, false, false, true
-	if server.params.key == s.params.key {
-		return
+	s.adjust(out)
+	if s.begin != 0 {
+		s.sendBegin(out)
 	}
-	out.buf = pgwire.AppendQuery(out.open(), server.params.change(s.params))
-	server.params, server.unnamedUsed = s.params, false
-	s.replies.push(reply{kind: replyPrelude})
 }
 
 // CanRelease reports whether the server owes nothing, is owed nothing and has no transaction: whether it could go back now. In
@@ -125,6 +129,9 @@ func (s *Session) Unlink() Condition {
 		return Broken
 	}
 	server.replies.shrink()
+	server.former.valid = false
+	server.unsettled, server.moved = false, server.moved[:0]
+	clear(server.portals)
 	if server.dirty || !s.options.Transaction {
 		server.dirty = true
 		return Dirty
@@ -134,7 +141,7 @@ func (s *Session) Unlink() Condition {
 
 // Idle reports whether the client is between two transactions: it waits for nothing and has not begun to ask.
 func (s *Session) Idle() bool {
-	return !s.fromClient.body.Inside() && (s.server == nil || s.CanRelease())
+	return s.begin == 0 && !s.fromClient.body.Inside() && (s.server == nil || s.CanRelease())
 }
 
 // InReply reports whether the client has got only a part of a server's message, so that nothing else can be told to it.
@@ -143,8 +150,15 @@ func (s *Session) InReply() bool { return s.fromServer.body.Inside() && !s.fromS
 // ToldFatal reports whether the client has got a FATAL error of the server, so that another would be one too many.
 func (s *Session) ToldFatal() bool { return s.fatal }
 
-// Outstanding reports whether the linked server works for the client or holds its transaction, so that a cancel makes sense.
-func (s *Session) Outstanding() bool { return s.server != nil && !s.CanRelease() }
+// Outstanding reports whether the linked server works for the client or holds its transaction, so that a cancel makes sense. It does
+// not while the server is brought to the client's settings: they must not fail where what follows does not.
+func (s *Session) Outstanding() bool {
+	if s.server == nil || s.CanRelease() {
+		return false
+	}
+	front := s.replies.front()
+	return front == nil || front.kind != replyPrelude
+}
 
 // HasReplies reports whether TakeReplies has anything.
 func (s *Session) HasReplies() bool { return s.own != nil }

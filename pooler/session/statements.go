@@ -13,6 +13,7 @@ type statement struct {
 	tail  text
 	hints hint
 
+	script   *script    // what it does, where that matters
 	valid    bool       // Parse was answered with ParseComplete
 	replaces *statement // what has the name if this one's Parse is not carried out
 }
@@ -24,6 +25,7 @@ type unnamed struct {
 	valid  bool   // Parse was answered with ParseComplete
 	tail   []byte // nil when it was too long to be remembered
 	hints  hint
+	script *script
 	link   uint64 // the link over which it was sent last
 	serial uint32 // counts them
 }
@@ -158,7 +160,7 @@ func (s *Session) parse(m message) (int, Step) {
 
 func (s *Session) parseUnnamed(m message) int {
 	if s.unnamed.valid {
-		s.former, s.unnamed = s.unnamed, s.former
+		s.server.former, s.unnamed = s.unnamed, s.server.former
 	}
 	s.serials++
 	s.server.unnamedUsed = true
@@ -176,6 +178,9 @@ func (s *Session) parseUnnamed(m message) int {
 	s.unnamed.tail = append(s.unnamed.tail, tail...)
 	s.server.words.scan(tail)
 	s.unnamed.hints = s.server.words.end()
+	if end := bytes.IndexByte(tail, 0); end >= 0 {
+		s.unnamed.script = scriptOf(tail[:end])
+	}
 	s.heed(s.unnamed.hints)
 	return s.pass(m)
 }
@@ -190,7 +195,7 @@ func (s *Session) parseNamed(m message, name string, tail text, query []byte) (i
 	}
 	s.server.words.reset()
 	s.server.words.scan(query)
-	st := &statement{name: name, tail: tail, hints: s.server.words.end(), replaces: old}
+	st := &statement{name: name, tail: tail, hints: s.server.words.end(), script: scriptOf(query), replaces: old}
 	if s.names == nil {
 		s.names = map[string]*statement{}
 	}
@@ -235,7 +240,7 @@ func (s *Session) unsettled(name string, st *statement) bool {
 
 // inDoubt reports whether it depends on the outcome of an earlier batch whether the server has a statement of the client.
 func (s *Session) inDoubt(st *statement) bool {
-	p := s.server.prepared[s.server.key(st.tail)]
+	p := s.server.earlier(st.tail)
 	return st.valid && p != nil && !p.there && s.replies.readies > 0
 }
 
@@ -258,7 +263,7 @@ func (s *Session) sendParse(out *Output, name, tail string, owed reply) {
 
 // ensure returns the client's statement on the server, and sends it there first if it is not.
 func (s *Session) ensure(st *statement, out *Output) *prepared {
-	p := s.server.find(st.tail)
+	p := s.server.use(s.server.earlier(st.tail))
 	if p == nil {
 		p = s.makeRoom(out).add(st.tail, st.hints)
 		s.sendParse(out, p.name, st.tail.Value(), reply{kind: replyParse, swallow: true, prepared: p})
@@ -294,6 +299,7 @@ func (s *Session) bind(m message) (int, Step) {
 	if step.Verdict != Read {
 		return 0, step
 	}
+	s.server.bound(portal, s.scriptOf(name))
 	s.owes(replyBind)
 	if !rewrite {
 		return s.pass(m), Step{}
@@ -305,6 +311,48 @@ func (s *Session) bind(m message) (int, Step) {
 	s.fromClient = dialogue{body: s.fromClient.body}
 	s.fromClient.body.Open(m.Body - (used - pgwire.HeaderLen))
 	return used, Step{}
+}
+
+// scriptOf returns what the client's statement does, nil where that does not matter.
+func (s *Session) scriptOf(name []byte) *script {
+	if len(name) == 0 {
+		return s.unnamed.script
+	}
+	if st := s.names[string(name)]; st != nil {
+		return st.script
+	}
+	return nil
+}
+
+// portalsMax bounds the portals of which it is known what they do.
+const portalsMax = 1000
+
+// bound notes what the statement of a portal does. Whether a portal is bound a second time or that is refused is not known yet.
+func (s *Server) bound(portal []byte, does *script) {
+	if _, again := s.portals[string(portal)]; again && len(portal) > 0 {
+		does = &script{lost: true}
+	}
+	switch {
+	case does == nil && len(s.portals) == 0:
+	case does == nil:
+		delete(s.portals, string(portal))
+	case len(s.portals) < portalsMax:
+		if s.portals == nil {
+			s.portals = map[string]*script{}
+		}
+		s.portals[string(portal)] = does
+	default:
+		clear(s.portals)
+	}
+}
+
+// executes returns what an Execute does, nil where that does not matter.
+func (s *Server) executes(body []byte) *script {
+	if len(s.portals) == 0 {
+		return nil
+	}
+	portal, _, _ := bytes.Cut(body, []byte{0})
+	return s.portals[string(portal)]
 }
 
 // seen is how many bytes of the message have arrived.

@@ -13,7 +13,7 @@ import (
 
 // TestTranscripts plays testdata/*: what a client sends, what a server answers, and what the machine makes of it.
 //
-//	session [mode=session] [prepared=N] [pipeline=N] [name=value …]   a new client, with settings
+//	session [mode=session] [prepared=N] [pipeline=N] [lazy=true] [name=value …]   a new client, with settings
 //	server N                                                          the server that the next link takes, made on first use
 //	client / from                                                     messages, one a line: "Q select 1", "P s1 select 1", "B s1", "E", "S" …
 //	link, unlink                                                      as a driver would
@@ -79,7 +79,7 @@ func joined(t *testing.T, lines string) string {
 }
 
 func (p *transcript) newSession(t *testing.T, d *datadriven.TestData) {
-	options := &Options{Transaction: true, PreparedMax: 100, StatementLenMax: 200, StatementsMax: 3, PipelineMax: 100}
+	options := &Options{Transaction: true, PreparedMax: 100, StatementLenMax: 200, StatementsMax: 3, PipelineMax: 100, SettingsLenMax: 1000}
 	params := map[string]string{}
 	for _, arg := range d.CmdArgs {
 		switch arg.Key {
@@ -87,6 +87,8 @@ func (p *transcript) newSession(t *testing.T, d *datadriven.TestData) {
 			options.Transaction = arg.Vals[0] != "session"
 		case "prepared":
 			options.PreparedMax, _ = strconv.Atoi(arg.Vals[0])
+		case "lazy":
+			options.LazyBegin = true
 		case "pipeline":
 			options.PipelineMax, _ = strconv.Atoi(arg.Vals[0])
 		default:
