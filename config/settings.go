@@ -19,7 +19,7 @@ var settings = []Setting{
 	{Key: "postgres.data_directory", Doc: "The server's data directory, for `pitr run` and as the default of `pitr restore --into` checks. Empty: $PGDATA."},
 
 	{Key: "pooler.listen", Default: "[127.0.0.1:6432]", Doc: "Addresses (host:port) on which clients connect."},
-	{Key: "pooler.pool_mode", Default: "transaction", Range: "session|transaction", Doc: "When a server connection goes back to the pool: when the client disconnects, or at the end of each transaction."},
+	{Key: "pooler.pool_mode", Default: "transaction", Range: "session|transaction|statement", Doc: "When a server connection goes back to the pool: when the client disconnects, at the end of each transaction, or after each statement, where a transaction block ends the client."},
 	{Key: "pooler.default_pool_size", Default: "20", Range: "1..10000", Doc: "Server connections for each pair of database and user."},
 	{Key: "pooler.max_client_conn", Default: "10000", Range: "1..1000000", Doc: "Client connections in all; one more is refused with SQLSTATE 53300."},
 	{Key: "pooler.max_prepared_statements", Default: "200", Range: "0..100000", Doc: "Protocol-level prepared statements kept on a server connection in transaction mode; the least recently used is closed beyond that. Zero turns support for them off."},
@@ -48,11 +48,11 @@ var settings = []Setting{
 	{Key: "pooler.databases.*.dbname", Doc: "Database on the server. Empty: the name that the client asked for."},
 	{Key: "pooler.databases.*.user", Doc: "Log in to the server as this user. Empty: as the client's user."},
 	{Key: "pooler.databases.*.password", Doc: "Password for the server. Empty: that of the client's user where it is known in plain text, or that of postgres.dsn when the users are the same."},
-	{Key: "pooler.databases.*.pool_mode", Range: "session|transaction", Doc: "Overrides pooler.pool_mode."},
+	{Key: "pooler.databases.*.pool_mode", Range: "session|transaction|statement", Doc: "Overrides pooler.pool_mode."},
 	{Key: "pooler.databases.*.pool_size", Range: "1..10000", Doc: "Overrides pooler.default_pool_size."},
 	{Key: "pooler.users", Doc: "Users who may log in, besides those of pooler.auth.file."},
 	{Key: "pooler.users.*.password", Doc: "Plain password or SCRAM-SHA-256 secret as in pg_authid.rolpassword. With a secret alone the pooler cannot log in to Postgres as this user: databases.*.password must say how."},
-	{Key: "pooler.users.*.pool_mode", Range: "session|transaction", Doc: "Overrides pool_mode of the database."},
+	{Key: "pooler.users.*.pool_mode", Range: "session|transaction|statement", Doc: "Overrides pool_mode of the database."},
 	{Key: "pooler.auth.type", Default: "scram-sha-256", Range: "scram-sha-256|trust", Doc: "How clients log in. With trust the user must still be known if any user is listed."},
 	{Key: "pooler.auth.file", Doc: "PgBouncer's userlist.txt: lines of \"user\" \"password or SCRAM secret\"."},
 

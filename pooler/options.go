@@ -14,7 +14,9 @@ func (p *Pooler) options(ask request) *session.Options {
 			mode = override
 		}
 	}
-	return sessionOptions(p.cfg, mode != "session")
+	options := sessionOptions(p.cfg, mode != "session")
+	options.Statement = mode == "statement"
+	return options
 }
 
 func sessionOptions(cfg config.Pooler, transaction bool) *session.Options {

@@ -2,6 +2,7 @@ package pooler
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 	"testing"
@@ -267,3 +268,23 @@ show work_mem
 commit
 show work_mem
 `}
+
+func TestStatementModeRefusesTransactions(t *testing.T) {
+	pg := server(t)
+	r := start(t, pg, func(cfg *config.Config) { lazily(cfg); cfg.Pooler.PoolMode = "statement" })
+	for _, text := range []string{"begin", "start transaction", "select 1; begin", "begin; create table never (x int)"} {
+		conn := connect(t, r.dsn(""))
+		mustQuery(t, conn, "set x.y = 'mine'")
+		if got := mustQuery(t, conn, "select current_setting('x.y')"); got != "mine" {
+			t.Errorf("the setting is %q", got)
+		}
+		_, err := conn.Exec(context.Background(), text).ReadAll()
+		var refused *pgconn.PgError
+		if !errors.As(err, &refused) || refused.Code != "08P01" || refused.Message != "transaction blocks not allowed in statement pooling mode" {
+			t.Errorf("%q gave %v", text, err)
+		}
+	}
+	if got := mustQuery(t, connect(t, r.dsn("")), "select to_regclass('never') is null"); got != "t" {
+		t.Error("the transaction was committed")
+	}
+}

@@ -227,7 +227,7 @@ func (s *Session) answered(text []byte) bool {
 	}
 	switch c := &script.commands[0]; c.kind {
 	case commandBegin:
-		if !s.options.LazyBegin || s.begin != 0 {
+		if !s.options.LazyBegin || s.options.Statement || s.begin != 0 {
 			return false
 		}
 		s.begin = c.begin

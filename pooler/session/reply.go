@@ -303,6 +303,9 @@ func (s *Session) ready(front *reply, body []byte) *pgwire.Failure {
 		s.settle()
 	}
 	s.failed = false
+	if s.options.Statement && s.status != pgwire.Idle {
+		return pgwire.Fatal("08P01", "transaction blocks not allowed in statement pooling mode") // as PgBouncer does
+	}
 	s.counters.Queries++
 	if s.status == pgwire.Idle {
 		s.counters.Transactions++

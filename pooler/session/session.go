@@ -12,6 +12,7 @@ import (
 // Options are what all sessions of one kind have in common. They must not change while a session uses them.
 type Options struct {
 	Transaction     bool // the server goes back at the end of each transaction; otherwise with the client
+	Statement       bool // together with Transaction: a transaction of more than one statement ends the client
 	PreparedMax     int  // named statements kept on a server in transaction mode; zero: their names pass unchanged
 	StatementLenMax int  // bytes of a named Parse, and of an unnamed one that can be repeated on another server
 	StatementsMax   int  // named statements of one client

@@ -13,7 +13,7 @@ import (
 
 // TestTranscripts plays testdata/*: what a client sends, what a server answers, and what the machine makes of it.
 //
-//	session [mode=session] [prepared=N] [pipeline=N] [lazy=true] [name=value …]   a new client, with settings
+//	session [mode=session|statement] [prepared=N] [pipeline=N] [lazy=true] [name=value …]   a new client, with settings
 //	server N                                                          the server that the next link takes, made on first use
 //	client / from                                                     messages, one a line: "Q select 1", "P s1 select 1", "B s1", "E", "S" …
 //	link, unlink                                                      as a driver would
@@ -84,7 +84,7 @@ func (p *transcript) newSession(t *testing.T, d *datadriven.TestData) {
 	for _, arg := range d.CmdArgs {
 		switch arg.Key {
 		case "mode":
-			options.Transaction = arg.Vals[0] != "session"
+			options.Transaction, options.Statement = arg.Vals[0] != "session", arg.Vals[0] == "statement"
 		case "prepared":
 			options.PreparedMax, _ = strconv.Atoi(arg.Vals[0])
 		case "lazy":
