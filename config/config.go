@@ -52,6 +52,8 @@ type Pooler struct {
 	MaxPipelineMessages         int      `yaml:"max_pipeline_messages"`
 	MaxClientPreparedStatements int      `yaml:"max_client_prepared_statements"`
 	PreparedStatementSizeMax    ByteSize `yaml:"prepared_statement_size_max"`
+	MaxClientSettingsSize       ByteSize `yaml:"max_client_settings_size"`
+	LazyBegin                   string   `yaml:"lazy_begin"`
 
 	Databases map[string]Database `yaml:"databases"`
 	Users     map[string]User     `yaml:"users"`

@@ -75,7 +75,7 @@ pooler:
   pool_mod: session
   default_pool_size: many
   query_wait_timeout: 30
-  pool_mode: statement
+  pool_mode: request
   max_client_conn: 0
 archive:
   store: "ftp://x"
@@ -96,7 +96,7 @@ restore: {time_zone: Mars/Olympus}
 		`line 3: pooler.pool_mod: unknown key; did you mean pool_mode?`,
 		`line 4: pooler.default_pool_size: "many" is not a whole number`,
 		`line 5: pooler.query_wait_timeout: "30" needs a unit, for example 30s, 5m, 1h or 7d`,
-		`line 6: pooler.pool_mode: "statement" is none of session, transaction`,
+		`line 6: pooler.pool_mode: "request" is none of session, transaction, statement`,
 		`line 7: pooler.max_client_conn: "0" is out of range: 1 to 1000000`,
 		`line 10: archive.flush_interval: "2h" is out of range: 10ms to 1m`,
 		`line 11: archive.slot: refers to the environment; only secrets may`,

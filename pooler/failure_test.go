@@ -86,7 +86,7 @@ func TestClientThatVanishesTakesItsServerAlong(t *testing.T) {
 
 	w := raw(t, r)
 	before := backend()
-	half := encode(&pgQuery{String: "select 'half a message'"})
+	half := encode(&pgQuery{String: "select '" + strings.Repeat("half a message", 1000) + "'"}) // a short one waits until it is whole
 	if _, err := w.conn.Write(half[:12]); err != nil {
 		t.Fatal(err)
 	}

@@ -46,7 +46,8 @@ func settings(pg *postgres) config.Config {
 			ServerIdleTimeout: 600 * second, ServerLifetime: 3600 * second, DrainTimeout: 5 * second, ServerResetTimeout: 10 * second,
 			ClientWriteTimeout: 60 * second, PktBuf: 4 << 10, Workers: 2, MaxLoginConn: 1000, MaxPools: 100, MaxCancelRequests: 100,
 			MaxParameterSets: 100, MaxPipelineMessages: 10000, MaxClientPreparedStatements: 10000, PreparedStatementSizeMax: 1 << 20,
-			Auth: config.Auth{Type: "trust"},
+			MaxClientSettingsSize: 16 << 10,
+			Auth:                  config.Auth{Type: "trust"},
 		},
 	}
 }

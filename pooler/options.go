@@ -14,12 +14,15 @@ func (p *Pooler) options(ask request) *session.Options {
 			mode = override
 		}
 	}
-	return sessionOptions(p.cfg, mode != "session")
+	options := sessionOptions(p.cfg, mode != "session")
+	options.Statement = mode == "statement"
+	return options
 }
 
 func sessionOptions(cfg config.Pooler, transaction bool) *session.Options {
 	return &session.Options{
 		Transaction: transaction, PreparedMax: cfg.MaxPreparedStatements, StatementLenMax: int(cfg.PreparedStatementSizeMax),
 		StatementsMax: cfg.MaxClientPreparedStatements, PipelineMax: cfg.MaxPipelineMessages,
+		SettingsLenMax: int(cfg.MaxClientSettingsSize), LazyBegin: cfg.LazyBegin == "on",
 	}
 }

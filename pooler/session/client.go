@@ -1,6 +1,8 @@
 package session
 
 import (
+	"bytes"
+
 	"pitr/internal/pgwire"
 )
 
@@ -72,6 +74,12 @@ func (m *message) body() []byte {
 	return m.in[from:min(from+m.Body, len(m.in))]
 }
 
+// query returns the text of a Query that has arrived as a whole, as far as a server would read it.
+func (m *message) query() []byte {
+	text, _, _ := bytes.Cut(m.body(), []byte{0})
+	return text
+}
+
 // whole reports whether the message has arrived as a whole.
 func (m *message) whole() bool { return len(m.body()) == m.Body }
 
@@ -83,14 +91,14 @@ func (s *Session) fail(n int, code, text, hint string) Step {
 func (s *Session) clientBody(in []byte, at int, out *Output) int {
 	n := s.fromClient.body.Take(in[at:])
 	if s.fromClient.watched {
-		s.words.scan(in[at : at+n])
+		s.server.words.scan(in[at : at+n])
 	}
 	if !s.fromClient.swallow {
 		out.pass(at, at+n)
 	}
 	if !s.fromClient.body.Inside() && s.fromClient.watched {
 		s.fromClient.watched = false
-		s.heed(s.words.end())
+		s.heed(s.server.words.end())
 	}
 	return n
 }
@@ -160,6 +168,14 @@ func (s *Session) message(m message) (int, Step) {
 			return used, step
 		}
 	}
+	if m.Type == pgwire.Query && s.options.Transaction && m.Body <= lexMax {
+		if !m.whole() {
+			return 0, Step{Want: pgwire.HeaderLen + m.Body}
+		}
+		if s.server == nil && s.answered(m.query()) {
+			return s.consume(m), Step{}
+		}
+	}
 	if s.server == nil {
 		if s.readsWhole(m) && !m.whole() {
 			return 0, Step{Want: pgwire.HeaderLen + m.Body} // no server stands by while a client takes its time
@@ -184,19 +200,28 @@ func (s *Session) full() bool {
 func (s *Session) flushAndWait(out *Output) Step {
 	if !s.flushed {
 		s.flushed = true
-		out.buffer(func(buf []byte) []byte { return pgwire.AppendEmpty(buf, pgwire.Flush) })
+		out.buf = pgwire.AppendEmpty(out.open(), pgwire.Flush)
 	}
 	return Step{Verdict: Full}
 }
 
 // request decides about a message that a linked server answers.
 func (s *Session) request(m message) (int, Step) {
-	if s.fresh && s.options.Transaction {
-		s.cleanSlot(m)
+	if s.options.Transaction {
+		if s.server.params != s.params && s.CanRelease() {
+			s.adjust(m.out)
+		}
+		if s.fresh {
+			s.cleanSlot(m)
+		}
 	}
 	switch m.Type {
 	case pgwire.Query:
 		r := reply{kind: replyQuery}
+		if s.options.Transaction && m.whole() && m.Body <= lexMax {
+			r.script = scriptOf(m.query())
+			s.server.sends(r.script)
+		}
 		s.dropUnnamed(&r) // as exec_simple_query in src/backend/tcop/postgres.c does
 		s.replies.push(r)
 		used := s.pass(m)
@@ -207,7 +232,13 @@ func (s *Session) request(m message) (int, Step) {
 		s.replies.push(reply{kind: replyFunction})
 		return s.pass(m), Step{}
 	case pgwire.Execute:
-		s.owes(replyExecute)
+		if s.options.Transaction && len(s.server.portals) > 0 && !m.whole() {
+			return 0, Step{Want: pgwire.HeaderLen + m.Body}
+		}
+		s.batch = true
+		does := s.server.executes(m.body())
+		s.server.sends(does)
+		s.replies.push(reply{kind: replyExecute, script: does})
 		return s.pass(m), Step{}
 	}
 	if s.options.Transaction {
@@ -231,13 +262,13 @@ func (s *Session) request(m message) (int, Step) {
 // watch reads the words of the message whose header was just passed. In session mode nobody needs to know.
 func (s *Session) watch() {
 	s.fromClient.watched = s.options.Transaction && s.fromClient.body.Inside()
-	s.words.reset()
+	s.server.words.reset()
 }
 
 // sync ends a batch. Without a server there is nothing that could be outstanding, and the answer is known.
 func (s *Session) sync(m message) int {
 	if s.server == nil {
-		s.own = pgwire.AppendReady(s.own, pgwire.Idle)
+		s.own = pgwire.AppendReady(s.own, s.state())
 		return s.swallow(m)
 	}
 	if s.copyIn {

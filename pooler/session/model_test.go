@@ -14,7 +14,7 @@ import (
 type model struct {
 	statements map[string]string // name to text
 	portals    map[string]string // name to text
-	settings   string            // what a client has left behind
+	settings   modelSettings
 	status     byte
 	skip       bool
 	extended   bool
@@ -28,7 +28,7 @@ type copyIn struct {
 }
 
 func newModel() *model {
-	return &model{statements: map[string]string{}, portals: map[string]string{}, status: 'I'}
+	return &model{statements: map[string]string{}, portals: map[string]string{}, status: 'I', settings: newModelSettings()}
 }
 
 // feed takes what was sent and returns what the server sends.
@@ -93,6 +93,11 @@ func (m *model) ready() {
 	m.copyIn = nil
 	if m.status == 'I' {
 		clear(m.portals)
+		m.settings.commit() // of an implicit transaction
+	}
+	if now := m.settings.get("timezone"); now != m.settings.reported {
+		m.settings.reported = now
+		m.say('S', "TimeZone\x00"+now+"\x00")
 	}
 	m.out = pgwire.AppendReady(m.out, m.status)
 }
@@ -102,11 +107,24 @@ func (m *model) fail(code string) {
 	if m.status == 'T' {
 		m.status = 'E'
 	}
+	if m.status == 'I' {
+		m.settings.rollback()
+	}
 	m.skip = m.extended
 	m.copyIn = nil
 }
 
 func (m *model) simple(texts []string) {
+	whole := texts
+	texts = nil
+	for _, text := range whole {
+		if text != "" {
+			texts = append(texts, text)
+		}
+	}
+	if len(texts) == 0 && len(whole) > 0 {
+		texts = []string{""}
+	}
 	for i, text := range texts {
 		done, failed := m.run(text, true)
 		if failed {
@@ -123,6 +141,7 @@ func (m *model) simple(texts []string) {
 // run carries a statement out. done is false when a COPY waits for its data.
 func (m *model) run(text string, withRow bool) (done, failed bool) {
 	word, rest, _ := strings.Cut(text, " ")
+	word = strings.ToLower(word)
 	if m.status == 'E' && word != "rollback" && word != "commit" {
 		m.fail("25P02")
 		return true, true
@@ -134,14 +153,33 @@ func (m *model) run(text string, withRow bool) (done, failed bool) {
 		m.status = 'T'
 		m.say('C', "BEGIN\x00")
 	case "commit", "rollback":
+		if savepoint, found := strings.CutPrefix(rest, "to "); found {
+			return true, m.rollbackTo(savepoint)
+		}
+		if m.status == 'E' {
+			word = "rollback"
+		}
+		if word == "commit" {
+			m.settings.commit()
+		} else {
+			m.settings.rollback()
+		}
 		m.status = 'I'
 		m.say('C', strings.ToUpper(word)+"\x00")
-	case "set":
-		m.settings = rest
-		m.say('S', "TimeZone\x00"+rest+"\x00")
-		m.say('C', "SET\x00")
+	case "savepoint", "release":
+		if m.status == 'I' || word == "release" && !m.settings.release(rest) {
+			m.fail("3B001")
+			return true, true
+		}
+		if word == "savepoint" {
+			m.settings.savepoint(rest)
+		}
+		m.say('C', strings.ToUpper(word)+"\x00")
+	case "set", "reset":
+		m.settings.change(word, rest, m.status == 'T')
+		m.say('C', strings.ToUpper(word)+"\x00")
 	case "show":
-		m.say('D', "setting "+m.settings)
+		m.say('D', "setting "+m.settings.get(rest))
 		m.say('C', "SHOW\x00")
 	case "copy":
 		m.say('G', "\x00\x00\x00")
@@ -156,9 +194,12 @@ func (m *model) run(text string, withRow bool) (done, failed bool) {
 		return true, true
 	case "discard":
 		clear(m.statements)
-		m.settings = ""
+		m.settings = newModelSettings()
 		m.say('C', "DISCARD ALL\x00")
 	default:
+		if parts := strings.Split(rest, "'"); strings.HasPrefix(rest, "pg_catalog.set_config(") {
+			m.settings.now.session[parts[1]] = parts[3]
+		}
 		if withRow {
 			m.say('T', "\x00\x00")
 		}
@@ -211,7 +252,7 @@ func (m *model) extendedMessage(kind byte, body []byte) {
 		switch {
 		case strings.HasPrefix(string(text), "syntax"):
 			m.fail("42601")
-		case m.status == 'E' && string(text) != "rollback":
+		case m.status == 'E' && !strings.HasPrefix(string(text), "rollback"):
 			m.fail("25P02")
 		case exists && len(name) > 0:
 			m.fail("42P05")
@@ -225,7 +266,7 @@ func (m *model) extendedMessage(kind byte, body []byte) {
 		switch {
 		case !found:
 			m.fail("26000")
-		case m.status == 'E' && text != "rollback":
+		case m.status == 'E' && !strings.HasPrefix(text, "rollback"):
 			m.fail("25P02")
 		default:
 			m.portals[string(name)] = text

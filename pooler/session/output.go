@@ -15,7 +15,7 @@ func (o *Output) Reset(in []byte) {
 
 // Add makes a message due that the driver has kept, in front of what follows.
 func (o *Output) Add(message []byte) {
-	o.buffer(func(buf []byte) []byte { return append(buf, message...) })
+	o.buf = append(o.open(), message...)
 }
 
 // Shrink gives back the memory of a collection that was larger than max bytes.
@@ -48,10 +48,10 @@ func (o *Output) pass(from, to int) {
 	}
 }
 
-// buffer makes due what add appends.
-func (o *Output) buffer(add func([]byte) []byte) {
+// open returns the buffer with what is due so far. The caller appends to it and puts it back.
+func (o *Output) open() []byte {
 	if len(o.buf) == 0 && o.from != o.to {
 		o.buf = append(o.buf, o.in[o.from:o.to]...)
 	}
-	o.buf = add(o.buf)
+	return o.buf
 }

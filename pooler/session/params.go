@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"sort"
 	"strings"
+	"unique"
 
 	"pitr/internal/pgwire"
 )
@@ -14,7 +15,7 @@ type Params struct {
 	key  string         // equal for equal sets
 	// reading is equal for sets under which Postgres reads a text alike. Literals get their value when a statement is parsed, from the
 	// time zone, the date style, the encoding and others, so that every setting counts but the one that is only a name.
-	reading string
+	reading unique.Handle[string]
 }
 
 // NoParams is the set of a server as it comes from its login and from DISCARD ALL.
@@ -120,11 +121,11 @@ func newParams(set map[string]string) *Params {
 	for _, param := range p.list {
 		text := param.Name + "=" + param.Value + "\x00"
 		key.WriteString(text)
-		if param.Name != "application_name" {
+		if !readsAlike(param.Name) {
 			reading.WriteString(text)
 		}
 	}
-	p.key, p.reading = key.String(), reading.String()
+	p.key, p.reading = key.String(), unique.Make(reading.String())
 	return p
 }
 
@@ -180,6 +181,18 @@ func literal(value string) string {
 	}
 	text.WriteByte('\'')
 	return text.String()
+}
+
+// readsAlike reports whether a setting has no bearing on what a text means, so that statements parsed under different values of it
+// are the same. Settings with a dot are those of extensions and applications.
+func readsAlike(name string) bool {
+	switch name {
+	case "application_name", "statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout", "idle_session_timeout",
+		"transaction_timeout", "work_mem", "maintenance_work_mem", "client_min_messages", "synchronous_commit", "role",
+		"session_authorization", "default_transaction_isolation", "default_transaction_read_only", "default_transaction_deferrable":
+		return true
+	}
+	return strings.Contains(name, ".")
 }
 
 // remembered reports whether a setting that the server reports is the client's to choose, so that a change of it is carried over

@@ -2,8 +2,10 @@ package session
 
 import (
 	"bytes"
+	"maps"
 	"strings"
 	"testing"
+	"unique"
 
 	"pgregory.net/rapid"
 
@@ -19,6 +21,7 @@ func TestClientsSeeWhatPostgresWouldTellThem(t *testing.T) {
 		for _, transaction := range []bool{true, false} {
 			world := &world{t: t, options: &Options{
 				Transaction: transaction, PreparedMax: rapid.SampledFrom([]int{1, 2, 100}).Draw(t, "prepared"), StatementLenMax: 1000,
+				SettingsLenMax: 1000, LazyBegin: rapid.Bool().Draw(t, "lazy"),
 				StatementsMax: 100, PipelineMax: rapid.SampledFrom([]int{8, 1000}).Draw(t, "pipeline"),
 			}}
 			for range 2 {
@@ -58,7 +61,9 @@ func playDirectly(script [][]byte) (rounds [][]byte, want []byte) {
 // drawScript draws messages that a client may send, up to a last Sync, so that all of it is answered. An unnamed statement is used
 // in the batch that has parsed it, as clients do; what becomes of it across errors is a limit that is documented.
 func drawScript(t *rapid.T) [][]byte {
-	texts := []string{"a", "b", "c", "begin", "commit", "rollback", "error", "", "out x", "syntax"}
+	texts := []string{"a", "b", "c", "begin", "commit", "rollback", "error", "", "out x", "syntax",
+		"set x.a = 1", "set x.a = 2", "set local x.a = 3", "set x.b = 4", "set timezone = t1", "set local timezone = t2", "reset x.a", "reset timezone",
+		"reset all", "show x.a", "show x.b", "show timezone", "savepoint s", "savepoint t", "release s", "rollback to s", "rollback to t", "begin", "commit"}
 	names := rapid.SampledFrom([]string{"", "", "s1", "s2", "pitr_1"})
 	text := rapid.SampledFrom(texts)
 	var script [][]byte
@@ -154,15 +159,18 @@ type serverWorld struct {
 }
 
 func newServerWorld(used bool) *serverWorld {
-	s := &serverWorld{model: newModel(), state: NewServer(nil)}
+	s := &serverWorld{model: newModel(), state: NewServer(map[string]string{"TimeZone": ""})}
 	if !used {
 		return s
 	}
 	// Others have used it before: what they have left must not be seen.
 	s.state.named = 1
-	s.state.add("foreign\x00\x00\x00", 0).there = true
+	s.state.add(unique.Make("foreign\x00\x00\x00"), 0).there = true
 	s.model.statements["pitr_2"] = "foreign"
 	s.model.statements[""], s.state.unnamedUsed = "foreign", true
+	s.state.params = newParams(map[string]string{"x.b": "foreign", "timezone": "foreign"})
+	s.model.settings.now.session["x.b"], s.model.settings.now.session["timezone"] = "foreign", "foreign"
+	s.model.settings.reported, s.state.reported["TimeZone"] = "foreign", "foreign"
 	return s
 }
 
@@ -272,6 +280,9 @@ func (w *world) settle() {
 	if condition != Broken && (s.model.status != 'I' || s.model.skip || s.model.copyIn != nil || len(s.model.in) > 0 || len(s.sent) > 0) {
 		w.t.Fatalf("a server was given back in the state %+v with %s unread", s.model, messages(s.sent))
 	}
+	if condition == Clean && !maps.Equal(paramsMap(s.state.params), s.model.settings.now.session) {
+		w.t.Fatalf("script %s\na server has the settings %v, and they are thought to be %q", messages(w.script), s.model.settings.now, s.state.params.key)
+	}
 	if condition == Broken {
 		w.replace(s)
 	}
@@ -281,10 +292,19 @@ func (w *world) settle() {
 		_ = out
 		s.model.simple([]string{"discard"})
 		s.model.out = nil
+		s.state.reported["TimeZone"] = ""
 		s.state.params, s.state.dirty, s.state.unnamedUsed = NoParams, false, false
 		s.state.forgetAll()
 	}
 	w.linked = nil
+}
+
+func paramsMap(p *Params) map[string]string {
+	set := map[string]string{}
+	for _, param := range p.list {
+		set[param.Name] = param.Value
+	}
+	return set
 }
 
 func (w *world) replace(s *serverWorld) {

@@ -4,18 +4,21 @@ package session
 type replyKind uint8
 
 const (
-	replyPrelude  replyKind = iota + 1 // everything up to ReadyForQuery; none of it is the client's
-	replyQuery                         // anything up to ReadyForQuery
-	replyFunction                      // FunctionCallResponse, then ReadyForQuery
-	replySync                          // ReadyForQuery
-	replyParse                         // ParseComplete
-	replyBind                          // BindComplete
-	replyDescribe                      // perhaps ParameterDescription, then RowDescription or NoData
-	replyExecute                       // rows or COPY, then CommandComplete, EmptyQueryResponse or PortalSuspended
-	replyClose                         // CloseComplete
-	replyOurParse                      // nothing comes: the machine itself answers ParseComplete in this place
-	replyOurClose                      // nothing comes: the machine itself answers CloseComplete in this place
-	replyCopyEnd                       // nothing comes: the place where the client ended a COPY
+	replyPrelude   replyKind = iota + 1 // everything up to ReadyForQuery; none of it is the client's
+	replyQuery                          // anything up to ReadyForQuery
+	replyFunction                       // FunctionCallResponse, then ReadyForQuery
+	replySync                           // ReadyForQuery
+	replyParse                          // ParseComplete
+	replyBind                           // BindComplete
+	replyDescribe                       // perhaps ParameterDescription, then RowDescription or NoData
+	replyExecute                        // rows or COPY, then CommandComplete, EmptyQueryResponse or PortalSuspended
+	replyClose                          // CloseComplete
+	replyOurParse                       // nothing comes: the machine itself answers ParseComplete in this place
+	replyOurClose                       // nothing comes: the machine itself answers CloseComplete in this place
+	replyOurReady                       // nothing comes: the machine itself answers ReadyForQuery in this place
+	replyOurReport                      // nothing comes: the machine itself tells in this place what the server reports
+	replyBegin                          // the answers to a begin that is not the client's: from ParseComplete to two CloseCompletes
+	replyCopyEnd                        // nothing comes: the place where the client ended a COPY
 )
 
 // reply is one thing that a server owes.
@@ -26,6 +29,8 @@ type reply struct {
 	serial    uint32     // which unnamed statement was parsed or dropped
 	statement *statement // the client's named statement that was parsed or closed
 	prepared  *prepared  // Parse of a named statement: what the server then has
+	script    *script    // Query, Execute: what it does, where that matters
+	done      int        // Query: how many statements of the script were answered; Begin: how many Closes
 }
 
 // endsBatch reports whether a server that skips to the next Sync goes on here.
@@ -56,7 +61,13 @@ func (q *replies) front() *reply {
 	return q.at(0)
 }
 
+// nothing is the queue of a session without a server. It stays empty.
+var nothing replies
+
 func (q *replies) push(r reply) {
+	if q == &nothing {
+		panic("session: a reply is owed by no server")
+	}
 	if q.n == len(q.ring) {
 		grown := make([]reply, max(16, 2*len(q.ring)))
 		for i := range q.n {
@@ -85,6 +96,16 @@ func (q *replies) pop() reply {
 func (q *replies) clear() {
 	clear(q.ring)
 	q.head, q.n, q.readies = 0, 0, 0
+}
+
+// ringKept is the length of the longest ring that a server keeps between two clients.
+const ringKept = 64
+
+// shrink gives back the memory of a pipeline that was long. The queue is empty.
+func (q *replies) shrink() {
+	if len(q.ring) > ringKept {
+		q.ring, q.head = nil, 0
+	}
 }
 
 // dropSyncs takes out the Syncs from the i-th place up to where the client ended its COPY, or sent what does not belong into one.

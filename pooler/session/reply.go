@@ -76,7 +76,11 @@ func (s *Session) giveOurs(out *Output) {
 	for s.replies.len() > 0 {
 		switch kind := s.replies.front().kind; kind {
 		case replyOurParse, replyOurClose:
-			out.buffer(func(buf []byte) []byte { return pgwire.AppendEmpty(buf, ourReplyType(kind)) })
+			out.buf = pgwire.AppendEmpty(out.open(), ourReplyType(kind))
+		case replyOurReady:
+			out.buf = pgwire.AppendReady(out.open(), pgwire.Idle)
+		case replyOurReport:
+			out.buf = s.appendReported(out.open())
 		case replyCopyEnd:
 		default:
 			return
@@ -98,10 +102,20 @@ func (s *Session) reply(h pgwire.Header, body []byte, gathered bool) (pass bool,
 		s.parameterStatus(body, gathered)
 		return true, nil
 	case pgwire.ErrorResponse:
-		s.errorReply(front)
+		s.failed = true
 		severity := pgwire.ErrorField(body, 'V')
 		s.fatal = gathered && (severity == "FATAL" || severity == "PANIC")
-		return true, nil
+		if front != nil && front.kind == replyBegin {
+			failure = s.beginFailed(body)
+			front = s.replies.front()
+		}
+		s.errorReply(front)
+		return true, failure
+	}
+	if front != nil && front.kind == replyBegin {
+		return s.beginReply(h)
+	}
+	switch h.Type {
 	case pgwire.ReadyForQuery:
 		return true, s.ready(front, body)
 	case pgwire.ParseComplete, pgwire.BindComplete, pgwire.CloseComplete, pgwire.NoData:
@@ -160,7 +174,7 @@ func (s *Session) completes(kind byte, front *reply) (pass bool, failure *pgwire
 		r.statement.valid, r.statement.replaces = true, nil
 	}
 	if r.kind == replyParse && r.prepared == nil && r.serial == s.unnamed.serial {
-		s.unnamed.valid, s.former.valid = true, false
+		s.unnamed.valid, s.server.former.valid = true, false
 	}
 	return !r.swallow, nil
 }
@@ -171,6 +185,9 @@ func (s *Session) commandEnd(h pgwire.Header, body []byte, front *reply) *pgwire
 		return failure
 	}
 	s.copyIn, s.ignored = false, false
+	does := front.script.at(front.done)
+	front.done++
+	lone := front.kind == replyQuery && s.replies.len() == 1
 	if front.kind == replyExecute {
 		s.replies.pop()
 	}
@@ -182,6 +199,9 @@ func (s *Session) commandEnd(h pgwire.Header, body []byte, front *reply) *pgwire
 	}
 	if !leavesNothing(body) {
 		s.server.dirty = true
+	}
+	if s.options.Transaction && len(body) > 0 {
+		s.carriedOut(does, body, lone)
 	}
 	if forgetsStatements(body) {
 		s.server.forgetAll()
@@ -212,7 +232,7 @@ func (s *Session) errorReply(front *reply) {
 		return // it is about to close the connection
 	}
 	switch front.kind {
-	case replyQuery, replyFunction, replySync:
+	case replyQuery, replyFunction, replySync, replyOurReady:
 		return
 	}
 	undone := 0
@@ -259,8 +279,8 @@ func (s *Session) undoUnnamed(serial uint32, failed bool) {
 		return
 	}
 	s.unnamed.known, s.unnamed.valid = false, false
-	if s.former.valid && !failed {
-		s.former, s.unnamed = s.unnamed, s.former
+	if s.server.former.valid && !failed {
+		s.server.former, s.unnamed = s.unnamed, s.server.former
 	}
 }
 
@@ -279,23 +299,18 @@ func (s *Session) ready(front *reply, body []byte) *pgwire.Failure {
 		}
 	}
 	s.status, s.copyIn = body[0], false
+	if s.status == pgwire.Idle && s.options.Transaction {
+		s.settle()
+	}
+	s.failed = false
+	if s.options.Statement && s.status != pgwire.Idle {
+		return pgwire.Fatal("08P01", "transaction blocks not allowed in statement pooling mode") // as PgBouncer does
+	}
 	s.counters.Queries++
 	if s.status == pgwire.Idle {
 		s.counters.Transactions++
 	}
 	return nil
-}
-
-// parameterStatus notes a setting that has changed under the client. Whoever changed it, the server is not as it was.
-func (s *Session) parameterStatus(body []byte, gathered bool) {
-	s.server.dirty = true
-	if !gathered {
-		return
-	}
-	name, value, ok := s.server.report(body)
-	if ok && remembered(name) {
-		s.params = s.params.with(name, value)
-	}
 }
 
 // prelude accounts for the answers to the settings that were sent ahead of the client's first message.

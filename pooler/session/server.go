@@ -5,7 +5,7 @@ import (
 	"fmt"
 	"sort"
 	"strconv"
-	"strings"
+	"unique"
 
 	"pitr/internal/pgwire"
 )
@@ -15,6 +15,16 @@ type Server struct {
 	params   *Params           // settings applied by us
 	reported map[string]string // values of the last ParameterStatus of each name, by the server's spelling
 	dirty    bool              // somebody may have left something behind
+
+	// What belongs to the present link lies here and not in the Session, so that an idle client costs little.
+	replies replies            // what it still owes
+	words   words              // of the client's current Query or Parse
+	former  unnamed            // what was the client's unnamed statement before, in case its Parse is never carried out
+	portals map[string]*script // what the statements of portals do, where that matters
+	moved   []moved            // what it has reported of its settings since the last end of a transaction
+	// unsettled says that settings were changed over this link which decide how a text is read. Until the next link no statement is
+	// taken to be the same as one that was parsed before.
+	unsettled bool
 
 	// The named statements that this server has, least recently used last.
 	prepared map[preparedKey]*prepared
@@ -96,31 +106,45 @@ func (s *Server) Clean(in []byte) (n int, done bool, err error) {
 	}
 }
 
-// report notes a ParameterStatus and returns its name, in lower case, and its value. ok is false when it is malformed.
-func (s *Server) report(body []byte) (name, value string, ok bool) {
+// report notes a ParameterStatus and returns its name and the value it had before. ok is false when it had none.
+func (s *Server) report(body []byte) (name, was string, ok bool) {
 	parts := bytes.Split(body, []byte{0})
 	if len(parts) != 3 || len(parts[0]) == 0 || len(parts[2]) != 0 {
 		return "", "", false
 	}
-	name, value = string(parts[0]), string(parts[1])
-	if _, known := s.reported[name]; !known && len(s.reported) >= reportedMax {
+	name = string(parts[0])
+	was, ok = s.reported[name]
+	if !ok && len(s.reported) >= reportedMax {
 		return "", "", false
 	}
-	s.reported[name] = value
-	return strings.ToLower(name), value, true
+	s.reported[name] = string(parts[1])
+	return name, was, ok
 }
 
 // reportedMax bounds the names that a server may report. PostgreSQL 18 has 16 variables with GUC_REPORT
 // (src/backend/utils/misc/guc_tables.c).
 const reportedMax = 256
 
+// text is the text of a statement with its parameter types, as Parse has them after the name. All clients and servers that have
+// the same one share one copy, which goes when nobody has it any more; and it is compared by its address, so that only a Parse
+// costs a look at all of it.
+type text = unique.Handle[string]
+
 // preparedKey says which statements mean the same.
 type preparedKey struct {
-	tail    string // text and parameter types, as Parse has them after the name
-	reading string // the settings under which it was parsed: Params.reading
+	text    text
+	reading unique.Handle[string] // the settings under which it was parsed: Params.reading
 }
 
-func (s *Server) key(tail string) preparedKey { return preparedKey{tail, s.params.reading} }
+// unsettledReading stands for settings that are neither those of Params nor known.
+var unsettledReading = unique.Make("\x00")
+
+func (s *Server) key(tail text) preparedKey {
+	if s.unsettled {
+		return preparedKey{tail, unsettledReading}
+	}
+	return preparedKey{tail, s.params.reading}
+}
 
 // prepared is a statement that a server has, or will have once it has read what was sent to it.
 type prepared struct {
@@ -138,8 +162,17 @@ const namePrefix = "pitr_"
 
 // find returns the statement with this tail, parsed under the present settings, and makes it the most recently used one; nil when
 // the server does not have it.
-func (s *Server) find(tail string) *prepared {
-	p := s.prepared[s.key(tail)]
+func (s *Server) find(tail text) *prepared { return s.use(s.prepared[s.key(tail)]) }
+
+// earlier returns the statement with this tail that the client may have parsed before its settings were changed.
+func (s *Server) earlier(tail text) *prepared {
+	if p := s.prepared[s.key(tail)]; p != nil || !s.unsettled {
+		return p
+	}
+	return s.prepared[preparedKey{tail, s.params.reading}]
+}
+
+func (s *Server) use(p *prepared) *prepared {
 	if p != nil && p != s.newest {
 		s.unlink(p)
 		s.pushNewest(p)
@@ -148,21 +181,22 @@ func (s *Server) find(tail string) *prepared {
 }
 
 // add notes that the server is going to have a statement, under a name that was never used on it.
-func (s *Server) add(tail string, hints hint) *prepared {
+func (s *Server) add(tail text, hints hint) *prepared {
 	s.named++
 	return s.addAs(namePrefix+strconv.FormatUint(s.named, 10), tail, hints)
 }
 
 // surplus is a statement that the server is going to have besides one with the same tail.
-func (s *Server) surplus(tail string) *prepared {
+func (s *Server) surplus(tail text) *prepared {
 	s.named++
 	s.dirty = true
 	return &prepared{key: s.key(tail), name: namePrefix + strconv.FormatUint(s.named, 10)}
 }
 
 // addAs notes that the server is going to have a statement under this name.
-func (s *Server) addAs(name, tail string, hints hint) *prepared {
+func (s *Server) addAs(name string, tail text, hints hint) *prepared {
 	key := s.key(tail)
+	s.dirty = s.dirty || s.unsettled // nobody else may have it
 	if old := s.prepared[key]; old != nil {
 		s.forget(old)
 		s.dirty = true // it has one that nobody knows of any more

@@ -12,40 +12,46 @@ import (
 // Options are what all sessions of one kind have in common. They must not change while a session uses them.
 type Options struct {
 	Transaction     bool // the server goes back at the end of each transaction; otherwise with the client
+	Statement       bool // together with Transaction: a transaction of more than one statement ends the client
 	PreparedMax     int  // named statements kept on a server in transaction mode; zero: their names pass unchanged
 	StatementLenMax int  // bytes of a named Parse, and of an unnamed one that can be repeated on another server
 	StatementsMax   int  // named statements of one client
 	PipelineMax     int  // replies of a server that may be outstanding
+	SettingsLenMax  int  // bytes of all settings of a client that follow it from server to server
+	LazyBegin       bool // a transaction begins on a server with its first statement
 }
 
 // Session is the machine for one client. The zero value is not usable; see New. It is not safe for concurrent use.
 type Session struct {
 	options *Options
-	params  *Params // the settings that the client's server must have
+	startup *Params   // the settings that the client has logged in with, to which RESET goes back
+	params  *Params   // the settings that the client's server must have
+	changes *changes  // of the settings, by the transaction that is not over; nil when there are none
+	begin   beginMode // the client was told that a transaction has begun; no server knows of it
 
-	server  *Server // nil while no server is linked
-	link    uint64  // counts links, so that what was sent over an earlier one is known to be gone
-	replies replies // what the linked server still owes
-	status  byte    // transaction state of the last ReadyForQuery
-	batch   bool    // extended messages were sent that no Sync has followed yet
-	skip    bool    // the server ignores everything until the next Sync
-	copyIn  bool    // the server reads CopyData, and ignores Sync
-	ignored bool    // it has ignored a Sync in this way, or seems to
-	doubt   bool    // the server must not be used again
-	fatal   bool    // the client was told by the server that the connection ends
+	server  *Server  // nil while no server is linked
+	link    uint64   // counts links, so that what was sent over an earlier one is known to be gone
+	replies *replies // what the linked server still owes
+	status  byte     // transaction state of the last ReadyForQuery
+	batch   bool     // extended messages were sent that no Sync has followed yet
+	skip    bool     // the server ignores everything until the next Sync
+	copyIn  bool     // the server reads CopyData, and ignores Sync
+	ignored bool     // it has ignored a Sync in this way, or seems to
+	doubt   bool     // the server must not be used again
+	fatal   bool     // the client was told by the server that the connection ends
+	tell    bool     // the client does not know of all settings that the next server will report
+	failed  bool     // an error since the last ReadyForQuery
 
 	fromClient dialogue
 	fromServer dialogue
-	words      words // of the client's current Query or Parse
 
 	names    map[string]*statement // named statements of the client
 	unnamed  unnamed
-	former   unnamed // what was the unnamed statement before, in case its Parse is never carried out
-	serials  uint32  // counts unnamed statements
-	own      []byte  // replies that the machine itself gives, for TakeReplies
-	fresh    bool    // nothing was sent over the present link yet
-	awaiting bool    // the client's next message waits for all answers
-	flushed  bool    // a Flush of ours was sent because the pipeline is full
+	serials  uint32 // counts unnamed statements
+	own      []byte // replies that the machine itself gives, for TakeReplies
+	fresh    bool   // nothing was sent over the present link yet
+	awaiting bool   // the client's next message waits for all answers
+	flushed  bool   // a Flush of ours was sent because the pipeline is full
 	counters Counters
 }
 
@@ -64,7 +70,7 @@ type dialogue struct {
 
 // New returns the machine of a client that has logged in and is owed nothing.
 func New(options *Options, params *Params) *Session {
-	return &Session{options: options, params: params, status: pgwire.Idle}
+	return &Session{options: options, startup: params, params: params, replies: &nothing, status: pgwire.Idle}
 }
 
 // Params returns the settings that the client has now: those it logged in with, and what it has changed of the reported ones.
@@ -82,15 +88,13 @@ func (s *Session) Link(server *Server, out *Output) {
 	if s.server != nil || server.dirty {
 		panic("session: link of a second or of a dirty server")
 	}
-	s.server = server
+	s.server, s.replies = server, &server.replies
 	s.link++
 	s.status, s.doubt, s.ignored, s.flushed, s.fresh = pgwire.Idle, false, false, false, true
-	if server.params.key == s.params.key {
-		return
+	s.adjust(out)
+	if s.begin != 0 {
+		s.sendBegin(out)
 	}
-	out.buffer(func(buf []byte) []byte { return pgwire.AppendQuery(buf, server.params.change(s.params)) })
-	server.params, server.unnamedUsed = s.params, false
-	s.replies.push(reply{kind: replyPrelude})
 }
 
 // CanRelease reports whether the server owes nothing, is owed nothing and has no transaction: whether it could go back now. In
@@ -119,12 +123,16 @@ func (s *Session) Unlink() Condition {
 	if server == nil {
 		panic("session: unlink without a link")
 	}
-	s.server = nil
+	s.server, s.replies = nil, &nothing
 	s.batch, s.skip, s.copyIn, s.awaiting = false, false, false, false
 	if s.doubt || !clean {
-		s.replies.clear()
+		server.replies.clear()
 		return Broken
 	}
+	server.replies.shrink()
+	server.former.valid = false
+	server.unsettled, server.moved = false, server.moved[:0]
+	clear(server.portals)
 	if server.dirty || !s.options.Transaction {
 		server.dirty = true
 		return Dirty
@@ -134,7 +142,7 @@ func (s *Session) Unlink() Condition {
 
 // Idle reports whether the client is between two transactions: it waits for nothing and has not begun to ask.
 func (s *Session) Idle() bool {
-	return !s.fromClient.body.Inside() && (s.server == nil || s.CanRelease())
+	return s.begin == 0 && !s.fromClient.body.Inside() && (s.server == nil || s.CanRelease())
 }
 
 // InReply reports whether the client has got only a part of a server's message, so that nothing else can be told to it.
@@ -143,8 +151,15 @@ func (s *Session) InReply() bool { return s.fromServer.body.Inside() && !s.fromS
 // ToldFatal reports whether the client has got a FATAL error of the server, so that another would be one too many.
 func (s *Session) ToldFatal() bool { return s.fatal }
 
-// Outstanding reports whether the linked server works for the client or holds its transaction, so that a cancel makes sense.
-func (s *Session) Outstanding() bool { return s.server != nil && !s.CanRelease() }
+// Outstanding reports whether the linked server works for the client or holds its transaction, so that a cancel makes sense. It does
+// not while the server is brought to the client's settings: they must not fail where what follows does not.
+func (s *Session) Outstanding() bool {
+	if s.server == nil || s.CanRelease() {
+		return false
+	}
+	front := s.replies.front()
+	return front == nil || front.kind != replyPrelude
+}
 
 // HasReplies reports whether TakeReplies has anything.
 func (s *Session) HasReplies() bool { return s.own != nil }

@@ -2,6 +2,7 @@ package session
 
 import (
 	"bytes"
+	"unique"
 
 	"pitr/internal/pgwire"
 )
@@ -9,9 +10,10 @@ import (
 // statement is a named statement of a client.
 type statement struct {
 	name  string // the client's
-	tail  string // text and parameter types, as Parse has them after the name
+	tail  text
 	hints hint
 
+	script   *script    // what it does, where that matters
 	valid    bool       // Parse was answered with ParseComplete
 	replaces *statement // what has the name if this one's Parse is not carried out
 }
@@ -23,6 +25,7 @@ type unnamed struct {
 	valid  bool   // Parse was answered with ParseComplete
 	tail   []byte // nil when it was too long to be remembered
 	hints  hint
+	script *script
 	link   uint64 // the link over which it was sent last
 	serial uint32 // counts them
 }
@@ -152,17 +155,17 @@ func (s *Session) parse(m message) (int, Step) {
 	if !found || end < 0 || len(name) > nameLenMax {
 		return 0, s.fail(0, "08P01", "invalid PARSE message", "")
 	}
-	return s.parseNamed(m, string(name), string(tail), tail[:end])
+	return s.parseNamed(m, string(name), unique.Make(string(tail)), tail[:end])
 }
 
 func (s *Session) parseUnnamed(m message) int {
 	if s.unnamed.valid {
-		s.former, s.unnamed = s.unnamed, s.former
+		s.server.former, s.unnamed = s.unnamed, s.server.former
 	}
 	s.serials++
 	s.server.unnamedUsed = true
 	s.unnamed = unnamed{known: true, tail: s.unnamed.tail[:0], link: s.link, serial: s.serials}
-	s.words.reset()
+	s.server.words.reset()
 	s.batch = true
 	s.replies.push(reply{kind: replyParse, serial: s.unnamed.serial})
 	if m.Body > s.options.StatementLenMax || m.Body == 0 {
@@ -173,13 +176,16 @@ func (s *Session) parseUnnamed(m message) int {
 	}
 	tail := m.body()[1:]
 	s.unnamed.tail = append(s.unnamed.tail, tail...)
-	s.words.scan(tail)
-	s.unnamed.hints = s.words.end()
+	s.server.words.scan(tail)
+	s.unnamed.hints = s.server.words.end()
+	if end := bytes.IndexByte(tail, 0); end >= 0 {
+		s.unnamed.script = scriptOf(tail[:end])
+	}
 	s.heed(s.unnamed.hints)
 	return s.pass(m)
 }
 
-func (s *Session) parseNamed(m message, name, tail string, text []byte) (int, Step) {
+func (s *Session) parseNamed(m message, name string, tail text, query []byte) (int, Step) {
 	old := s.names[name]
 	if s.unsettled(name, old) || old != nil && s.inDoubt(old) {
 		return 0, s.await()
@@ -187,9 +193,9 @@ func (s *Session) parseNamed(m message, name, tail string, text []byte) (int, St
 	if old == nil && len(s.names) >= s.options.StatementsMax {
 		return 0, s.fail(0, "53400", "the client has too many prepared statements", "raise pooler.max_client_prepared_statements")
 	}
-	s.words.reset()
-	s.words.scan(text)
-	st := &statement{name: name, tail: tail, hints: s.words.end(), replaces: old}
+	s.server.words.reset()
+	s.server.words.scan(query)
+	st := &statement{name: name, tail: tail, hints: s.server.words.end(), script: scriptOf(query), replaces: old}
 	if s.names == nil {
 		s.names = map[string]*statement{}
 	}
@@ -211,7 +217,7 @@ func (s *Session) parseNamed(m message, name, tail string, text []byte) (int, St
 		p = s.makeRoom(m.out).add(tail, st.hints)
 	}
 	p.link = s.link
-	s.sendParse(m.out, p.name, tail, reply{kind: replyParse, statement: st, prepared: p})
+	s.sendParse(m.out, p.name, tail.Value(), reply{kind: replyParse, statement: st, prepared: p})
 	return s.consume(m), Step{}
 }
 
@@ -234,7 +240,7 @@ func (s *Session) unsettled(name string, st *statement) bool {
 
 // inDoubt reports whether it depends on the outcome of an earlier batch whether the server has a statement of the client.
 func (s *Session) inDoubt(st *statement) bool {
-	p := s.server.prepared[s.server.key(st.tail)]
+	p := s.server.earlier(st.tail)
 	return st.valid && p != nil && !p.there && s.replies.readies > 0
 }
 
@@ -252,15 +258,15 @@ func (s *Session) consume(m message) int {
 func (s *Session) sendParse(out *Output, name, tail string, owed reply) {
 	s.batch = true
 	s.replies.push(owed)
-	out.buffer(func(buf []byte) []byte { return pgwire.AppendParse(buf, name, tail) })
+	out.buf = pgwire.AppendParse(out.open(), name, tail)
 }
 
 // ensure returns the client's statement on the server, and sends it there first if it is not.
 func (s *Session) ensure(st *statement, out *Output) *prepared {
-	p := s.server.find(st.tail)
+	p := s.server.use(s.server.earlier(st.tail))
 	if p == nil {
 		p = s.makeRoom(out).add(st.tail, st.hints)
-		s.sendParse(out, p.name, st.tail, reply{kind: replyParse, swallow: true, prepared: p})
+		s.sendParse(out, p.name, st.tail.Value(), reply{kind: replyParse, swallow: true, prepared: p})
 	}
 	p.link = s.link
 	return p
@@ -274,7 +280,7 @@ func (s *Session) makeRoom(out *Output) *Server {
 		s.server.forget(victim)
 		s.batch = true
 		s.replies.push(reply{kind: replyClose, swallow: true})
-		out.buffer(func(buf []byte) []byte { return pgwire.AppendNamed(buf, pgwire.Close, victim.name) })
+		out.buf = pgwire.AppendNamed(out.open(), pgwire.Close, victim.name)
 	}
 	return s.server
 }
@@ -293,19 +299,60 @@ func (s *Session) bind(m message) (int, Step) {
 	if step.Verdict != Read {
 		return 0, step
 	}
+	s.server.bound(portal, s.scriptOf(name))
 	s.owes(replyBind)
 	if !rewrite {
 		return s.pass(m), Step{}
 	}
 	used := pgwire.HeaderLen + len(portal) + 1 + len(name) + 1
-	m.out.buffer(func(buf []byte) []byte {
-		buf = pgwire.AppendHeader(buf, pgwire.Bind, m.Body-len(name)+len(to))
-		buf = append(append(buf, portal...), 0)
-		return append(append(buf, to...), 0)
-	})
+	buf := pgwire.AppendHeader(m.out.open(), pgwire.Bind, m.Body-len(name)+len(to))
+	buf = append(append(buf, portal...), 0)
+	m.out.buf = append(append(buf, to...), 0)
 	s.fromClient = dialogue{body: s.fromClient.body}
 	s.fromClient.body.Open(m.Body - (used - pgwire.HeaderLen))
 	return used, Step{}
+}
+
+// scriptOf returns what the client's statement does, nil where that does not matter.
+func (s *Session) scriptOf(name []byte) *script {
+	if len(name) == 0 {
+		return s.unnamed.script
+	}
+	if st := s.names[string(name)]; st != nil {
+		return st.script
+	}
+	return nil
+}
+
+// portalsMax bounds the portals of which it is known what they do.
+const portalsMax = 1000
+
+// bound notes what the statement of a portal does. Whether a portal is bound a second time or that is refused is not known yet.
+func (s *Server) bound(portal []byte, does *script) {
+	if _, again := s.portals[string(portal)]; again && len(portal) > 0 {
+		does = &script{lost: true}
+	}
+	switch {
+	case does == nil && len(s.portals) == 0:
+	case does == nil:
+		delete(s.portals, string(portal))
+	case len(s.portals) < portalsMax:
+		if s.portals == nil {
+			s.portals = map[string]*script{}
+		}
+		s.portals[string(portal)] = does
+	default:
+		clear(s.portals)
+	}
+}
+
+// executes returns what an Execute does, nil where that does not matter.
+func (s *Server) executes(body []byte) *script {
+	if len(s.portals) == 0 {
+		return nil
+	}
+	portal, _, _ := bytes.Cut(body, []byte{0})
+	return s.portals[string(portal)]
 }
 
 // seen is how many bytes of the message have arrived.
@@ -329,7 +376,7 @@ func (s *Session) describe(m message) (int, Step) {
 	if !rewrite {
 		return s.pass(m), Step{}
 	}
-	m.out.buffer(func(buf []byte) []byte { return pgwire.AppendNamed(buf, pgwire.Describe, to) })
+	m.out.buf = pgwire.AppendNamed(m.out.open(), pgwire.Describe, to)
 	return s.consume(m), Step{}
 }
 
@@ -385,5 +432,5 @@ func (s *Session) cleanSlot(m message) {
 	}
 	s.batch = m.Type != pgwire.FunctionCall // which is answered with a ReadyForQuery of its own
 	s.replies.push(reply{kind: replyClose, swallow: true})
-	m.out.buffer(func(buf []byte) []byte { return pgwire.AppendNamed(buf, pgwire.Close, "") })
+	m.out.buf = pgwire.AppendNamed(m.out.open(), pgwire.Close, "")
 }

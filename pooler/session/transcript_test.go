@@ -13,7 +13,7 @@ import (
 
 // TestTranscripts plays testdata/*: what a client sends, what a server answers, and what the machine makes of it.
 //
-//	session [mode=session] [prepared=N] [pipeline=N] [name=value …]   a new client, with settings
+//	session [mode=session|statement] [prepared=N] [pipeline=N] [lazy=true] [name=value …]   a new client, with settings
 //	server N                                                          the server that the next link takes, made on first use
 //	client / from                                                     messages, one a line: "Q select 1", "P s1 select 1", "B s1", "E", "S" …
 //	link, unlink                                                      as a driver would
@@ -79,14 +79,16 @@ func joined(t *testing.T, lines string) string {
 }
 
 func (p *transcript) newSession(t *testing.T, d *datadriven.TestData) {
-	options := &Options{Transaction: true, PreparedMax: 100, StatementLenMax: 200, StatementsMax: 3, PipelineMax: 100}
+	options := &Options{Transaction: true, PreparedMax: 100, StatementLenMax: 200, StatementsMax: 3, PipelineMax: 100, SettingsLenMax: 1000}
 	params := map[string]string{}
 	for _, arg := range d.CmdArgs {
 		switch arg.Key {
 		case "mode":
-			options.Transaction = arg.Vals[0] != "session"
+			options.Transaction, options.Statement = arg.Vals[0] != "session", arg.Vals[0] == "statement"
 		case "prepared":
 			options.PreparedMax, _ = strconv.Atoi(arg.Vals[0])
+		case "lazy":
+			options.LazyBegin = true
 		case "pipeline":
 			options.PipelineMax, _ = strconv.Atoi(arg.Vals[0])
 		default:
@@ -246,36 +248,4 @@ func FuzzSession(f *testing.F) {
 			}
 		}
 	})
-}
-
-// TestForwardPathAllocatesNothing plays a simple query, and a prepared one, over one link each.
-func TestForwardPathAllocatesNothing(t *testing.T) {
-	server := NewServer(nil)
-	s := New(&Options{Transaction: true, PreparedMax: 100, StatementLenMax: 1000, StatementsMax: 10, PipelineMax: 100}, NoParams)
-	var toServer, toClient Output
-	exchange := func(ask, answer []byte) {
-		toServer.Reset(ask)
-		step := s.FromClient(ask, &toServer)
-		if step.Verdict == Need {
-			s.Link(server, &toServer)
-			step = s.FromClient(ask, &toServer)
-		}
-		toClient.Reset(answer)
-		if n, failure := s.FromServer(answer, &toClient); failure != nil || n != len(answer) || step.Verdict != Read || !s.Due() || s.Unlink() != Clean {
-			t.Fatal(n, failure, step)
-		}
-	}
-	row := append(pgwire.AppendHeader(nil, 'D', 4), "row!"...)
-	done := append(append(row, "C\x00\x00\x00\x0dSELECT 1\x00"...), pgwire.AppendReady(nil, 'I')...)
-	query := pgwire.AppendQuery(nil, "select * from accounts where id = 1")
-	ready := pgwire.AppendReady(nil, 'I')
-	exchange(append(pgwire.AppendParse(nil, "s1", "select $1\x00\x00\x00"), pgwire.AppendEmpty(nil, 'S')...), append(pgwire.AppendEmpty(nil, '1'), ready...))
-	bound := append(append(bindMessage("", "s1"), executeMessage("")...), pgwire.AppendEmpty(nil, 'S')...)
-	answer := append(pgwire.AppendEmpty(nil, '2'), done...)
-	if n := testing.AllocsPerRun(1000, func() {
-		exchange(query, done)
-		exchange(bound, answer)
-	}); n != 0 {
-		t.Errorf("%v allocations", n)
-	}
 }

@@ -69,10 +69,10 @@ func leavesNothing(tag []byte) bool {
 	switch string(tag[:end]) {
 	case "SELECT", "INSERT", "UPDATE", "DELETE", "MERGE", "COPY", "FETCH", "MOVE", "BEGIN", "START", "COMMIT", "ROLLBACK", "SAVEPOINT",
 		"RELEASE", "SHOW", "EXPLAIN", "VACUUM", "ANALYZE", "REINDEX", "CLUSTER", "CHECKPOINT", "NOTIFY", "LOCK", "TRUNCATE",
-		"GRANT", "REVOKE", "COMMENT", "DROP", "REFRESH":
-		return true
-	case "SET":
-		return string(tag[end:]) == " CONSTRAINTS\x00"
+		"GRANT", "REVOKE", "COMMENT", "DROP", "REFRESH", "SET", "RESET":
+		return true // of SET and RESET Session.set takes care
+	case "DISCARD":
+		return string(tag[end:]) != "\x00"
 	case "CLOSE":
 		return string(tag[end:]) == " CURSOR\x00"
 	}
