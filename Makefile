@@ -11,6 +11,7 @@ STORE    ?= file
 ROUNDS   ?= 20
 FUZZTIME ?= 20s
 PKG      ?= ./...
+ARGS     ?= pool
 TIMEOUT  ?= 15m
 
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
@@ -47,6 +48,11 @@ torture: deps-test ## kill -9 at random, restore to random instants, count the r
 .PHONY: fuzz
 fuzz: ## run each fuzz target for FUZZTIME=20s
 	@scripts/fuzz.sh $(FUZZTIME)
+
+.PHONY: bench
+bench: deps-run build ## measure against PgBouncer and Odyssey: ARGS='pool --only simple,prepared --rounds 9'
+	@CGO_ENABLED=0 go build -trimpath -o bin/bench ./bench
+	@$(use_pg) bin/bench $(ARGS)
 
 .PHONY: lint
 lint: ## gofmt, vet and the house rules; golangci-lint and shellcheck where they are installed

@@ -43,7 +43,7 @@ func (r *race) idleRun(ctx context.Context, s *service) (map[metric]float64, err
 			return nil, fmt.Errorf("client %d of %d, after its idle time: %w", i+1, len(conns), err)
 		}
 	}
-	return map[metric]float64{tps: float64(len(conns)) / took.Seconds(), rss: float64(held.rss) / (1 << 20), pss: float64(held.pss) / (1 << 20)}, nil
+	return map[metric]float64{logins: float64(len(conns)) / took.Seconds(), rss: float64(held.rss) / (1 << 20), pss: float64(held.pss) / (1 << 20)}, nil
 }
 
 // logIn fills conns with clients that have run one query each.

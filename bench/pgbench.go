@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -21,6 +22,21 @@ type load struct {
 	args             []string // what makes the workload: -S, -M prepared, -C …
 	seconds          int
 	sampling         float64 // share of the transactions that are logged, for the percentiles; zero: none
+	reconnect        bool    // each transaction connects anew, which belongs to its latency; wants a sampling of 1
+}
+
+// connectPerSecond is how many clients a slow machine connects in a second: libpq takes milliseconds of a core for the SCRAM of
+// each. pgbench's clock runs meanwhile, so that time is added to its own.
+const connectPerSecond = 100
+
+// withTimeToConnect lengthens the load by what connecting takes: as known from a run before, else as guessed.
+func (l load) withTimeToConnect(known *report) load {
+	if known != nil {
+		l.seconds += int(math.Ceil(known.connecting / 1000 * 1.5))
+	} else {
+		l.seconds += l.clients / connectPerSecond
+	}
+	return l
 }
 
 // report is what pgbench says about a run.
@@ -28,6 +44,7 @@ type report struct {
 	transactions int64
 	tps          float64
 	average      float64 // milliseconds
+	connecting   float64 // milliseconds until all clients were there; zero where each transaction connects
 	latencies    []int64 // microseconds, sorted; of the transactions that were logged
 	begin, end   time.Time
 }
@@ -63,7 +80,7 @@ func (e *environment) pgbench(ctx context.Context, at address, l load) (*report,
 		return nil, err
 	}
 	if l.sampling > 0 {
-		if err := r.readLogs(logs); err != nil {
+		if err := r.readLogs(logs, l.reconnect); err != nil {
 			return nil, err
 		}
 	}
@@ -77,6 +94,7 @@ var (
 	reportTransactions = regexp.MustCompile(`(?m)^number of transactions actually processed: (\d+)`)
 	reportFailed       = regexp.MustCompile(`(?m)^number of failed transactions: (\d+)`)
 	reportAverage      = regexp.MustCompile(`(?m)^latency average = ([\d.]+) ms`)
+	reportConnecting   = regexp.MustCompile(`(?m)^initial connection time = ([\d.]+) ms`)
 	reportTPS          = regexp.MustCompile(`(?m)^tps = ([\d.]+) \((?:without initial connection time|including reconnection times)\)`)
 	reportTrouble      = regexp.MustCompile(`(?m)^pgbench: (?:error|fatal|warning):.*|^.*(?:Run was aborted|client \d+ aborted).*`)
 )
@@ -86,35 +104,36 @@ func parseReport(out string) (*report, error) {
 	if trouble := reportTrouble.FindString(out); trouble != "" {
 		return nil, errors.New(trouble)
 	}
-	number := func(pattern *regexp.Regexp) (float64, error) {
+	number := func(pattern *regexp.Regexp) (value float64) {
 		match := pattern.FindStringSubmatch(out)
 		if match == nil {
-			return 0, fmt.Errorf("pgbench: nothing like %q in its output: %s", pattern, lastMessage(out))
+			return math.NaN()
 		}
-		return strconv.ParseFloat(match[1], 64)
+		value, err := strconv.ParseFloat(match[1], 64)
+		if err != nil {
+			return math.NaN()
+		}
+		return value
 	}
-	var errs [4]error
-	var transactions, failed float64
-	r := &report{}
-	transactions, errs[0] = number(reportTransactions)
-	failed, errs[1] = number(reportFailed)
-	r.average, errs[2] = number(reportAverage)
-	r.tps, errs[3] = number(reportTPS)
-	if err := errors.Join(errs[:]...); err != nil {
-		return nil, err
-	}
-	if failed > 0 {
-		return nil, fmt.Errorf("pgbench: %.0f of %.0f transactions failed", failed, transactions)
-	}
-	if transactions == 0 {
+	transactions, failed := number(reportTransactions), number(reportFailed)
+	r := &report{tps: number(reportTPS), average: number(reportAverage)}
+	switch {
+	case transactions == 0:
 		return nil, errors.New("pgbench: not one transaction was processed")
+	case math.IsNaN(transactions + failed + r.tps + r.average):
+		return nil, fmt.Errorf("pgbench: its report is not understood: %s", lastMessage(out))
+	case failed > 0:
+		return nil, fmt.Errorf("pgbench: %.0f transactions failed, %.0f did not", failed, transactions)
 	}
 	r.transactions = int64(transactions)
+	if connecting := number(reportConnecting); !math.IsNaN(connecting) {
+		r.connecting = connecting
+	}
 	return r, nil
 }
 
 // readLogs reads the logs of all threads of a run.
-func (r *report) readLogs(dir string) error {
+func (r *report) readLogs(dir string, reconnect bool) error {
 	names, err := filepath.Glob(filepath.Join(dir, "t.*"))
 	if err != nil {
 		return err
@@ -124,7 +143,7 @@ func (r *report) readLogs(dir string) error {
 		if err != nil {
 			return err
 		}
-		err = r.readLog(file)
+		err = r.readLog(file, reconnect)
 		if err := errors.Join(err, file.Close()); err != nil {
 			return fmt.Errorf("log of pgbench: %w", err)
 		}
@@ -136,30 +155,39 @@ func (r *report) readLogs(dir string) error {
 	return nil
 }
 
-// readLog reads lines of client, transaction, microseconds, script, and the second and microsecond at which it ended.
-func (r *report) readLog(log io.Reader) error {
+// readLog reads lines of client, transaction, microseconds, script, and the second and microsecond at which it ended. pgbench does
+// not count connecting as part of a transaction; with reconnect the latency is therefore the time since the client's last one ended.
+func (r *report) readLog(log io.Reader, reconnect bool) error {
+	last := map[int64]time.Time{} // by client, the end of its last transaction
 	lines := bufio.NewScanner(log)
 	for lines.Scan() {
 		fields := strings.Fields(lines.Text())
 		if len(fields) < 6 {
 			return fmt.Errorf("a line of %d fields: %q", len(fields), lines.Text())
 		}
-		var numbers [3]int64
-		for i, field := range []int{2, 4, 5} {
+		var numbers [4]int64
+		for i, field := range []int{0, 2, 4, 5} {
 			var err error
 			if numbers[i], err = strconv.ParseInt(fields[field], 10, 64); err != nil {
 				return fmt.Errorf("%q: %w", lines.Text(), err)
 			}
 		}
-		end := time.Unix(numbers[1], numbers[2]*1000)
-		begin := end.Add(-time.Duration(numbers[0]) * time.Microsecond)
+		client, latency, end := numbers[0], numbers[1], time.Unix(numbers[2], numbers[3]*1000)
+		begin := end.Add(-time.Duration(latency) * time.Microsecond)
 		if r.begin.IsZero() || begin.Before(r.begin) {
 			r.begin = begin
 		}
 		if end.After(r.end) {
 			r.end = end
 		}
-		r.latencies = append(r.latencies, numbers[0])
+		before, known := last[client]
+		last[client] = end
+		switch {
+		case !reconnect:
+			r.latencies = append(r.latencies, latency)
+		case known:
+			r.latencies = append(r.latencies, end.Sub(before).Microseconds())
+		}
 	}
 	return lines.Err()
 }

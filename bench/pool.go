@@ -100,7 +100,7 @@ func runPool(ctx context.Context, opt poolOptions, out, progress io.Writer) erro
 		fmt.Fprint(out, renderTable(&r.results))
 	}
 	if err != nil {
-		return errors.Join(err, fmt.Errorf("what there is of results is in %s", r.journal.file.Name()))
+		return fmt.Errorf("%w; what there is of results is in %s", err, r.journal.file.Name())
 	}
 	name, err := r.journal.publish()
 	if err != nil {
@@ -175,20 +175,21 @@ func (r *race) observe(ctx context.Context, root string) circumstances {
 	return c
 }
 
-// run goes through rounds, workloads and contestants. The order of contestants moves on with every workload, so that nobody
-// always runs behind the same other.
+var errInterrupted = errors.New("interrupted")
+
+// run goes through rounds, workloads and contestants. The order of contestants moves on with every workload and
+// with every round, so that nobody is always the first.
 func (r *race) run(ctx context.Context) error {
-	turn := 0
 	for round := 1; round <= r.options.rounds; round++ {
-		for _, w := range r.workloads {
+		for number, w := range r.workloads {
 			for i := range r.contestants {
-				c := r.contestants[(i+turn)%len(r.contestants)]
+				c := r.contestants[(round+number+i)%len(r.contestants)]
 				if c.name == direct && w.noDirect != "" {
 					continue
 				}
 				o := r.one(ctx, w, c, round)
 				if ctx.Err() != nil {
-					return ctx.Err()
+					return errInterrupted
 				}
 				r.results.outcomes = append(r.results.outcomes, o)
 				if err := r.journal.add(o); err != nil {
@@ -196,10 +197,6 @@ func (r *race) run(ctx context.Context) error {
 				}
 				r.progress("%s", o.line())
 			}
-			turn++
-		}
-		if len(r.workloads)%len(r.contestants) == 0 {
-			turn++ // or each workload would see the same order in every round
 		}
 	}
 	return nil
@@ -213,13 +210,13 @@ func (r *race) one(ctx context.Context, w workload, c *contestant, round int) ou
 	}
 	if len(w.before) > 0 {
 		if err := r.prepare(ctx, w.before...); err != nil {
-			o.Failed = err.Error()
+			o.Failed = r.message(err)
 			return o
 		}
 	}
 	s, err := c.start(ctx, r.environment, w.tls)
 	if err != nil {
-		o.Absent = err.Error()
+		o.Absent = r.message(err)
 		return o
 	}
 	defer s.stop()
@@ -235,24 +232,31 @@ func (r *race) one(ctx context.Context, w workload, c *contestant, round int) ou
 		err = s.process.ended()
 	}
 	if err != nil {
-		o.Failed, o.Values = err.Error(), nil
+		o.Failed, o.Values = r.message(err), nil
 	}
 	return o
+}
+
+// message is an error on one line, without the name of a directory that will be gone.
+func (r *race) message(err error) string {
+	return strings.ReplaceAll(strings.ReplaceAll(err.Error(), r.dir+"/", ""), "\n", "; ")
 }
 
 // pgbenchRun warms up and measures. What the pooler used is counted between the first transaction's begin and the last one's
 // end, so that logins count only where they are the workload.
 func (r *race) pgbenchRun(ctx context.Context, s *service, l load) (map[metric]float64, error) {
+	var warmed *report
 	if r.options.warmup > 0 {
 		warm := l
 		warm.seconds, warm.sampling = r.options.warmup, 0
-		if _, err := r.pgbench(ctx, s.at, warm); err != nil {
+		var err error
+		if warmed, err = r.pgbench(ctx, s.at, warm.withTimeToConnect(nil)); err != nil {
 			return nil, fmt.Errorf("warm-up: %w", err)
 		}
 	}
 	l.seconds = r.options.seconds
 	stop := watch(s.pids())
-	rep, err := r.pgbench(ctx, s.at, l)
+	rep, err := r.pgbench(ctx, s.at, l.withTimeToConnect(warmed))
 	seen := stop()
 	if err != nil {
 		return nil, err

@@ -11,18 +11,26 @@ import (
 )
 
 func tableCommand() *cobra.Command {
-	return &cobra.Command{
+	var markdown bool
+	cmd := &cobra.Command{
 		Use:   "table FILE",
 		Short: "Print the table of a result file",
 		Args:  cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			r, err := readResults(args[0])
-			if err == nil {
-				fmt.Fprint(cmd.OutOrStdout(), renderTable(r))
+			if err != nil {
+				return err
 			}
+			text := renderTable(r)
+			if markdown {
+				text = renderMarkdown(r, args[0])
+			}
+			_, err = fmt.Fprint(cmd.OutOrStdout(), text)
 			return err
 		},
 	}
+	cmd.Flags().BoolVar(&markdown, "markdown", false, "a short table for the README, with the commit and a link to the file as it is named here")
+	return cmd
 }
 
 // renderTable shows, for each workload, every contestant's median (min to max) of every metric, and below each but PgBouncer's the
@@ -106,17 +114,17 @@ func ratioCell(r *results, w workload, contestant string, m metric) string {
 	if contestant != pitr && contestant != pitrOther {
 		return cell
 	}
-	cell = fmt.Sprintf("×%.2f (%.2f to %.2f)", s.median, s.min, s.max)
-	for _, g := range w.goals {
-		if g.metric == m {
-			verdict := "MISSED"
-			if g.reached(s.median) {
-				verdict = "reached"
-			}
-			cell += fmt.Sprintf(" %s %s", g, verdict)
-		}
+	if s.n > 1 {
+		cell += fmt.Sprintf(" (%.2f to %.2f)", s.min, s.max)
 	}
-	return cell
+	g, wanted := w.goal(m)
+	switch {
+	case !wanted:
+		return cell
+	case g.reached(s.median):
+		return cell + fmt.Sprintf(" %s reached", g)
+	}
+	return cell + fmt.Sprintf(" %s MISSED", g)
 }
 
 // String is the median with what the rounds were.
