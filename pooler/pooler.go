@@ -102,6 +102,7 @@ func (p *Pooler) Run(ctx context.Context) error {
 	start := time.Now()
 	var accepting sync.WaitGroup
 	p.runWorkers()
+	accepting.Go(func() { p.trimMemory(ctx) })
 	for _, listener := range p.listeners {
 		p.log.Info("pooler listening", "address", listener.Addr().String())
 		accepting.Go(func() { p.accept(ctx, listener) })
@@ -182,7 +183,10 @@ func (p *Pooler) serve(raw net.Conn) {
 }
 
 // loggedIn notes that a client is none of those who are about to log in any more.
-func (p *Pooler) loggedIn() { <-p.logins }
+func (p *Pooler) loggedIn() {
+	p.counters.logins.Add(1)
+	<-p.logins
+}
 
 // gone forgets a client that has ended on its worker.
 func (p *Pooler) gone(c *client, failure *pgwire.Failure) {

@@ -8,7 +8,7 @@ import (
 )
 
 type counters struct {
-	loginFailures, acceptErrors                      atomic.Uint64
+	logins, loginFailures, acceptErrors              atomic.Uint64
 	clientLimitHits, loginLimitHits, cancelLimitHits atomic.Uint64
 	pipelineLimitHits, writeTimeouts, cancelRequests atomic.Uint64
 	serversLost                                      atomic.Uint64
@@ -23,6 +23,7 @@ type Stats struct {
 
 	BytesFromClients uint64
 	BytesToClients   uint64
+	Logins           uint64 // that came to an end, either way
 	LoginFailures    uint64
 	CancelRequests   uint64 // that were passed on
 	ServersLost      uint64 // server connections that ended under a client
@@ -51,8 +52,8 @@ func (p *Pooler) Stats() Stats {
 	pools, poolHits := p.pools.Stats()
 	n := &p.counters
 	st := Stats{
-		ClientsLogin:  len(p.logins),
-		LoginFailures: n.loginFailures.Load(), CancelRequests: n.cancelRequests.Load(), ServersLost: n.serversLost.Load(),
+		ClientsLogin: len(p.logins),
+		Logins:       n.logins.Load(), LoginFailures: n.loginFailures.Load(), CancelRequests: n.cancelRequests.Load(), ServersLost: n.serversLost.Load(),
 		AcceptErrors: n.acceptErrors.Load(), MaxClientConn: p.cfg.MaxClientConn, WaitBuckets: pool.WaitBuckets[:], Pools: pools,
 		Limits: LimitHits{
 			MaxClientConn: n.clientLimitHits.Load(), MaxLoginConn: n.loginLimitHits.Load(), MaxPools: poolHits,

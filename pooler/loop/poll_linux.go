@@ -69,11 +69,14 @@ func (p *poller) remove(fd int32) error {
 	return syscall.EpollCtl(p.fd, syscall.EPOLL_CTL_DEL, int(fd), &syscall.EpollEvent{})
 }
 
-// wait returns how many events there are. The first try does not block, so that a busy loop keeps its processor.
+// wait returns how many events there are.
 func (p *poller) wait(milliseconds int) (int, error) {
 	list := uintptr(unsafe.Pointer(&p.events[0]))
-	n, _, errno := syscall.RawSyscall6(syscall.SYS_EPOLL_PWAIT, uintptr(p.fd), list, batchLen, 0, 0, 0)
-	if errno == 0 && n == 0 && milliseconds != 0 {
+	var n uintptr
+	var errno syscall.Errno
+	if milliseconds == 0 {
+		n, _, errno = syscall.RawSyscall6(syscall.SYS_EPOLL_PWAIT, uintptr(p.fd), list, batchLen, 0, 0, 0)
+	} else {
 		n, _, errno = syscall.Syscall6(syscall.SYS_EPOLL_PWAIT, uintptr(p.fd), list, batchLen, uintptr(milliseconds), 0, 0)
 	}
 	runtime.KeepAlive(p.events)

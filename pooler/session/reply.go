@@ -1,6 +1,7 @@
 package session
 
 import (
+	"encoding/binary"
 	"fmt"
 
 	"pitr/internal/pgwire"
@@ -24,6 +25,11 @@ func (s *Session) FromServer(in []byte, out *Output) (n int, failure *pgwire.Fai
 			}
 			n += taken
 			s.giveOurs(out)
+			continue
+		}
+		if rows := s.rows(in[n:]); rows > 0 {
+			out.pass(n, n+rows)
+			n += rows
 			continue
 		}
 		h, ok, err := pgwire.ServerHeader(in[n:])
@@ -53,6 +59,23 @@ func (s *Session) FromServer(in []byte, out *Output) (n int, failure *pgwire.Fai
 		s.giveOurs(out)
 	}
 	return n, nil
+}
+
+// rows returns how many bytes at the beginning of in are whole rows of a result or of a COPY, which are the bulk of what a server
+// sends and need no more than to be passed on. Whatever is odd about the next message, reply finds it.
+func (s *Session) rows(in []byte) (n int) {
+	front := s.replies.front()
+	if front == nil || front.kind != replyExecute && front.kind != replyQuery || front.swallow {
+		return 0
+	}
+	for len(in)-n > pgwire.HeaderLen && (in[n] == pgwire.DataRow || in[n] == pgwire.CopyData) {
+		length := int64(binary.BigEndian.Uint32(in[n+1:]))
+		if length < 4 || int64(len(in)-n) <= length {
+			break
+		}
+		n += 1 + int(length)
+	}
+	return n
 }
 
 func broken(what string) *pgwire.Failure {
