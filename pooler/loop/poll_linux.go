@@ -69,14 +69,20 @@ func (p *poller) remove(fd int32) error {
 	return syscall.EpollCtl(p.fd, syscall.EPOLL_CTL_DEL, int(fd), &syscall.EpollEvent{})
 }
 
+// patienceRaw is how long a wait keeps the scheduler's P, in milliseconds. A wait that gives it up makes the scheduler's monitor take it
+// away every time, and look for more to take away every 20 µs from then on, which costs more than the wait itself (retake and sysmon
+// in src/runtime/proc.go). Whoever wants to stop the world interrupts the wait with a signal. An idle loop gives it up.
+const patienceRaw = 5
+
 // wait returns how many events there are.
 func (p *poller) wait(milliseconds int) (int, error) {
 	list := uintptr(unsafe.Pointer(&p.events[0]))
-	var n uintptr
-	var errno syscall.Errno
-	if milliseconds == 0 {
-		n, _, errno = syscall.RawSyscall6(syscall.SYS_EPOLL_PWAIT, uintptr(p.fd), list, batchLen, 0, 0, 0)
-	} else {
+	first := milliseconds
+	if first < 0 || first > patienceRaw {
+		first = patienceRaw
+	}
+	n, _, errno := syscall.RawSyscall6(syscall.SYS_EPOLL_PWAIT, uintptr(p.fd), list, batchLen, uintptr(first), 0, 0)
+	if errno == 0 && n == 0 && first != milliseconds {
 		n, _, errno = syscall.Syscall6(syscall.SYS_EPOLL_PWAIT, uintptr(p.fd), list, batchLen, uintptr(milliseconds), 0, 0)
 	}
 	runtime.KeepAlive(p.events)
