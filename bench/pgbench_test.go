@@ -91,6 +91,9 @@ func TestTimeToConnectIsAddedToTheRun(t *testing.T) {
 	if got := l.withTimeToConnect(nil).seconds; got != 10 {
 		t.Errorf("as guessed: %d s, want 10", got)
 	}
+	if got := (load{clients: 64, seconds: 1}).withTimeToConnect(nil).seconds; got != 2 {
+		t.Errorf("as guessed for few: %d s, want 2", got)
+	}
 	if got := l.withTimeToConnect(&report{connecting: 1500}).seconds; got != 8 {
 		t.Errorf("as known: %d s, want 8", got)
 	}
