@@ -150,7 +150,7 @@ func (s *service) probe(ctx context.Context) error {
 		return err
 	}
 	defer c.close()
-	_, err = c.exec("select 1")
+	_, err = c.ask()
 	return err
 }
 
@@ -202,12 +202,15 @@ func (c *contestant) provide(ctx context.Context, root string, e *environment) (
 	case c.name == pitr:
 		c.binary = filepath.Join(root, "bin", "pitr")
 		if out, err := exec.Command("make", "-C", root, "build").CombinedOutput(); err != nil {
-			return fmt.Errorf("make build: %w: %s", err, lastMessage(string(out)))
+			return fmt.Errorf("make build: %w%s", err, said(string(out)))
 		}
 	default:
 		if c.binary, err = script(root, "scripts/peers.sh", c.name); err != nil {
 			return err
 		}
+	}
+	if c.binary, err = filepath.Abs(c.binary); err != nil { // it is started from another directory
+		return err
 	}
 	if c.name == pitr || c.name == pitrOther {
 		copied := filepath.Join(e.dir, strings.Trim(strings.ReplaceAll(c.name, " (", "-"), ")"))
@@ -220,7 +223,7 @@ func (c *contestant) provide(ctx context.Context, root string, e *environment) (
 	}
 	out, err := exec.Command(c.binary, "--version").CombinedOutput()
 	if err != nil {
-		return fmt.Errorf("%s --version: %w: %s", c.name, err, lastMessage(string(out)))
+		return fmt.Errorf("%s --version: %w%s", c.name, err, said(string(out)))
 	}
 	c.version = versionIn(string(out))
 	return nil

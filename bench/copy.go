@@ -10,7 +10,8 @@ import (
 
 const (
 	copyClients   = 2
-	copyRows      = 500_000 // of about 210 bytes: small enough to stay in shared_buffers
+	copyLimit     = 10 * time.Minute // for one run
+	copyRows      = 500_000          // of about 210 bytes: small enough to stay in shared_buffers
 	copyReadSize  = 256 << 10
 	copyDataSize  = 8 << 10  // a CopyData message, as libpq makes them
 	copyWriteSize = 64 << 10 // bytes per write
@@ -42,7 +43,10 @@ func (r *race) copyRun(ctx context.Context, s *service, k kind) (map[metric]floa
 			return nil, err
 		}
 		conns = append(conns, c)
-		if _, err := c.exec("select 1"); err != nil {
+		if _, err := c.ask(); err != nil {
+			return nil, err
+		}
+		if err := c.limit(copyLimit); err != nil {
 			return nil, err
 		}
 	}

@@ -236,7 +236,7 @@ func script(root, name string, args ...string) (string, error) {
 	cmd.Stderr = &trouble
 	out, err := cmd.Output()
 	if err != nil {
-		return "", fmt.Errorf("%s: %w: %s", name, err, lastMessage(trouble.String()))
+		return "", fmt.Errorf("%s: %w%s", name, err, said(trouble.String()))
 	}
 	lines := strings.Split(strings.TrimSpace(string(out)), "\n")
 	return lines[len(lines)-1], nil

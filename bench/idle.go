@@ -39,7 +39,10 @@ func (r *race) idleRun(ctx context.Context, s *service) (map[metric]float64, err
 	}
 	// Whoever was dropped meanwhile would make the pooler look lean.
 	for i, c := range conns {
-		if _, err := c.exec("select 1"); err != nil {
+		if ctx.Err() != nil {
+			return nil, ctx.Err()
+		}
+		if _, err := c.ask(); err != nil {
 			return nil, fmt.Errorf("client %d of %d, after its idle time: %w", i+1, len(conns), err)
 		}
 	}
@@ -58,7 +61,7 @@ func (r *race) logIn(ctx context.Context, at address, conns []*conn) error {
 				c, err := dial(ctx, at, 512)
 				if err == nil {
 					conns[i] = c
-					_, err = c.exec("select 1")
+					_, err = c.ask()
 				}
 				if err != nil {
 					cancel(fmt.Errorf("client %d of %d: %w", i+1, len(conns), err))

@@ -34,7 +34,7 @@ func (l load) withTimeToConnect(known *report) load {
 	if known != nil {
 		l.seconds += int(math.Ceil(known.connecting / 1000 * 1.5))
 	} else {
-		l.seconds += l.clients / connectPerSecond
+		l.seconds += (l.clients + connectPerSecond - 1) / connectPerSecond
 	}
 	return l
 }

@@ -159,7 +159,8 @@ type race struct {
 
 func (r *race) observe(ctx context.Context, root string) circumstances {
 	c := observe(root)
-	c.Rounds, c.Seconds, c.Scale = r.options.rounds, r.options.seconds, r.options.scale
+	c.Rounds, c.Seconds, c.Warmup, c.Scale = r.options.rounds, r.options.seconds, r.options.warmup, r.options.scale
+	c.CopyGB, c.Idle = r.options.copyGB, r.options.idleClients
 	c.Postgres = r.serverSettings()
 	for i, setting := range c.Postgres {
 		c.Postgres[i] = strings.ReplaceAll(setting, r.dir+"/", "")

@@ -77,7 +77,7 @@ func run(ctx context.Context, l launch) (string, error) {
 		return "", ctx.Err()
 	}
 	if err != nil {
-		return out.String(), fmt.Errorf("%s: %w: %s", l.name, err, lastMessage(out.String()))
+		return out.String(), fmt.Errorf("%s: %w%s", l.name, err, said(out.String()))
 	}
 	return out.String(), nil
 }
@@ -101,7 +101,7 @@ func (p *process) ended() error {
 		if err == nil {
 			err = errors.New("it has ended")
 		}
-		return fmt.Errorf("%s: %w: %s", p.name, err, lastMessage(p.output.String()))
+		return fmt.Errorf("%s: %w%s", p.name, err, said(p.output.String()))
 	default:
 		return nil
 	}
@@ -127,6 +127,14 @@ func (o *output) String() string {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	return string(o.kept)
+}
+
+// said is what an error quotes of a program's output, if there is any.
+func said(out string) string {
+	if message := lastMessage(out); message != "" {
+		return ": " + message
+	}
+	return ""
 }
 
 // lastMessage is the end of a program's output, on one line: the lines that speak of an error if there are any.

@@ -24,10 +24,14 @@ type circumstances struct {
 	CPU      string            `json:"cpu"`
 	Cores    int               `json:"cores"`
 	Kernel   string            `json:"kernel"`
+	Load     string            `json:"load_average"` // of the last 1, 5 and 15 minutes, before the first run
 	Rounds   int               `json:"rounds"`
 	Seconds  int               `json:"seconds"`
+	Warmup   int               `json:"warmup"`
 	Scale    int               `json:"scale"`
 	PoolSize int               `json:"pool_size"`
+	CopyGB   float64           `json:"copy_gb"`
+	Idle     int               `json:"idle_clients"`
 	Postgres []string          `json:"postgres_settings"`
 }
 
@@ -187,6 +191,9 @@ func observe(root string) circumstances {
 	c := circumstances{Kind: "circumstances", Time: time.Now().UTC(), Commit: "unknown", Cores: runtime.NumCPU(), PoolSize: poolSize, Versions: map[string]string{}}
 	if out, err := exec.Command("git", "-C", root, "describe", "--always", "--dirty", "--exclude=*").Output(); err == nil {
 		c.Commit = strings.TrimSpace(string(out))
+	}
+	if load, err := os.ReadFile("/proc/loadavg"); err == nil {
+		c.Load = strings.Join(strings.Fields(string(load))[:3], " ")
 	}
 	var uname syscall.Utsname
 	if syscall.Uname(&uname) == nil {

@@ -38,8 +38,9 @@ func tableCommand() *cobra.Command {
 func renderTable(r *results) string {
 	var b strings.Builder
 	c := r.circumstances
-	fmt.Fprintf(&b, "commit %s, %s; %d cores of %s, Linux %s\n", c.Commit, c.Time.Format("2006-01-02 15:04:05Z"), c.Cores, c.CPU, c.Kernel)
-	fmt.Fprintf(&b, "%d rounds of %d s, pool %d, pgbench scale %d; median (min to max); below it the ratio to PgBouncer, round by round\n", c.Rounds, c.Seconds, c.PoolSize, c.Scale)
+	fmt.Fprintf(&b, "commit %s, %s; %d cores of %s, Linux %s, load average before %s\n", c.Commit, c.Time.Format("2006-01-02 15:04:05Z"), c.Cores, c.CPU, c.Kernel, c.Load)
+	fmt.Fprintf(&b, "%d rounds of %d s, pool %d, pgbench scale %d, copy %g GB, idle %d clients\n", c.Rounds, c.Seconds, c.PoolSize, c.Scale, c.CopyGB, c.Idle)
+	b.WriteString("median (min to max); below it the ratio to PgBouncer, taken round by round, and pitr's goal for it\n")
 	fmt.Fprintf(&b, "%s\n", versionsLine(c.Versions))
 	for _, name := range r.workloads() {
 		b.WriteString("\n" + workloadTable(r, workloadNamed(name)))

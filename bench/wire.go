@@ -47,6 +47,7 @@ const (
 	sslRequest      = 80877103 // NEGOTIATE_SSL_CODE of src/include/libpq/pqcomm.h
 	messageMax      = 64 << 10 // longest message that is read as a whole
 	dialTimeout     = 30 * time.Second
+	answerLimit     = 30 * time.Second // for a query that has nothing to do
 )
 
 // dial connects and logs in. inputSize is the read buffer's: small for a client that idles, large for one that copies.
@@ -75,6 +76,9 @@ func dial(ctx context.Context, at address, inputSize int) (*conn, error) {
 	}
 	return c, nil
 }
+
+// limit bounds all that is still to be done on the connection.
+func (c *conn) limit(d time.Duration) error { return c.net.SetDeadline(time.Now().Add(d)) }
 
 func (c *conn) close() {
 	_, _ = c.net.Write([]byte{'X', 0, 0, 0, 4}) // it may be closed already
@@ -170,6 +174,14 @@ func (c *conn) exec(query string) (int64, error) {
 		return 0, err
 	}
 	return c.drain()
+}
+
+// ask runs a query that has nothing to do; whoever takes long for that has stopped.
+func (c *conn) ask() (int64, error) {
+	if err := c.limit(answerLimit); err != nil {
+		return 0, err
+	}
+	return c.exec("select 1")
 }
 
 // drain reads until ReadyForQuery and counts.
