@@ -12,6 +12,7 @@ import (
 	"log/slog"
 	"net"
 	"sync"
+	"syscall"
 	"time"
 
 	"pitr/config"
@@ -66,10 +67,21 @@ func New(cfg config.Config, log *slog.Logger) (*Pooler, error) {
 	return p, nil
 }
 
+// listening makes accepted sockets inherit what would else take four calls for each of them: a client whose machine has died is
+// noticed after a minute or so.
+var listening = net.ListenConfig{
+	KeepAlive: -1,
+	Control: func(_, _ string, raw syscall.RawConn) error {
+		var failed error
+		err := raw.Control(func(fd uintptr) { failed = setKeepAlive(int(fd)) })
+		return errors.Join(err, failed)
+	},
+}
+
 // Listen opens all addresses of pooler.listen. Clients are served once Run is called. After an error none is open.
 func (p *Pooler) Listen() error {
 	for _, address := range p.cfg.Listen {
-		listener, err := net.Listen("tcp", address)
+		listener, err := listening.Listen(context.Background(), "tcp", address)
 		if err != nil {
 			p.closeListeners()
 			return fmt.Errorf("pooler.listen: %w", err)

@@ -5,6 +5,7 @@
 package loop
 
 import (
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -109,6 +110,8 @@ func (l *Loop) Discard() { l.poll.close() }
 
 // Run drives the sockets until Stop. It is called once.
 func (l *Loop) Run() error {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
 	defer l.poll.close()
 	for {
 		if err := l.turn(); err != nil {
