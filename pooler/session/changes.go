@@ -46,6 +46,10 @@ func (s *Session) carriedOut(c *command, tag []byte, lone bool) {
 		s.rollback(c, kind)
 	case "DISCARD ALL":
 		s.discarded(lone)
+	case "PREPARE":
+		s.prepareCarriedOut(c, kind)
+	case "DEALLOCATE":
+		s.deallocateCarriedOut(c, kind)
 	}
 }
 

@@ -66,6 +66,8 @@ type message struct {
 	in  []byte
 	at  int
 	out *Output
+
+	does *script // Query: what it does, where that is known and matters
 }
 
 // body returns the part of the body that has arrived.
@@ -172,8 +174,9 @@ func (s *Session) message(m message) (int, Step) {
 		if !m.whole() {
 			return 0, Step{Want: pgwire.HeaderLen + m.Body}
 		}
-		if s.server == nil && s.answered(m.query()) {
-			return s.consume(m), Step{}
+		m.does = scriptOf(m.query())
+		if used, step, done := s.queryLocally(m); done {
+			return used, step
 		}
 	}
 	if s.server == nil {
@@ -205,6 +208,22 @@ func (s *Session) flushAndWait(out *Output) Step {
 	return Step{Verdict: Full}
 }
 
+// queryLocally answers a simple query where no server has to. done is false when one has to.
+func (s *Session) queryLocally(m message) (used int, step Step, done bool) {
+	if m.does == nil || len(m.does.commands) != 1 {
+		return 0, Step{}, false
+	}
+	c := &m.does.commands[0]
+	if s.server == nil && s.answered(c) {
+		return s.consume(m), Step{}, true
+	}
+	step, done = s.deallocates(c)
+	if done && step.Verdict == Read {
+		used = s.consume(m)
+	}
+	return used, step, done
+}
+
 // request decides about a message that a linked server answers.
 func (s *Session) request(m message) (int, Step) {
 	if s.options.Transaction {
@@ -217,15 +236,15 @@ func (s *Session) request(m message) (int, Step) {
 	}
 	switch m.Type {
 	case pgwire.Query:
-		r := reply{kind: replyQuery}
-		if s.options.Transaction && m.whole() && m.Body <= lexMax {
-			r.script = scriptOf(m.query())
-			s.server.sends(r.script)
-		}
+		r := reply{kind: replyQuery, script: m.does}
+		s.server.sends(m.does)
+		known := m.does.onlyForgets()
 		s.dropUnnamed(&r) // as exec_simple_query in src/backend/tcop/postgres.c does
 		s.replies.push(r)
 		used := s.pass(m)
-		s.watch()
+		if !known {
+			s.watch()
+		}
 		return used, Step{}
 	case pgwire.FunctionCall:
 		s.server.dirty = s.server.dirty || s.options.Transaction // the function may be set_config

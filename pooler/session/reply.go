@@ -206,7 +206,7 @@ func (s *Session) commandEnd(h pgwire.Header, body []byte, front *reply) *pgwire
 	if forgetsStatements(body) {
 		s.server.forgetAll()
 		clear(s.names)
-		s.unnamed.known = false
+		s.sql, s.unnamed.known = nil, false
 	}
 	return nil
 }
@@ -321,6 +321,10 @@ func (s *Session) prelude(h pgwire.Header, body []byte, gathered bool) *pgwire.F
 			s.server.report(body)
 		}
 	case pgwire.ErrorResponse:
+		if name := s.replies.front().sql; name != "" {
+			delete(s.server.sql, name)
+			return nil
+		}
 		if !gathered {
 			return pgwire.Fatal("08P01", "the client's settings were refused")
 		}

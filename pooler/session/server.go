@@ -28,6 +28,7 @@ type Server struct {
 
 	// The named statements that this server has, least recently used last.
 	prepared map[preparedKey]*prepared
+	sql      map[string]sqlStatement // those that PREPARE has made
 	newest   *prepared
 	oldest   *prepared
 	// unnamedUsed says that somebody may have left an unnamed statement.
@@ -216,6 +217,7 @@ func (s *Server) forget(p *prepared) {
 }
 
 func (s *Server) forgetAll() {
+	s.sql = nil
 	clear(s.prepared)
 	s.newest, s.oldest = nil, nil
 }

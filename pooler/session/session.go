@@ -47,11 +47,12 @@ type Session struct {
 
 	names    map[string]*statement // named statements of the client
 	unnamed  unnamed
-	serials  uint32 // counts unnamed statements
-	own      []byte // replies that the machine itself gives, for TakeReplies
-	fresh    bool   // nothing was sent over the present link yet
-	awaiting bool   // the client's next message waits for all answers
-	flushed  bool   // a Flush of ours was sent because the pipeline is full
+	sql      map[string]sqlStatement // what the client has PREPAREd
+	serials  uint32                  // counts unnamed statements
+	own      []byte                  // replies that the machine itself gives, for TakeReplies
+	fresh    bool                    // nothing was sent over the present link yet
+	awaiting bool                    // the client's next message waits for all answers
+	flushed  bool                    // a Flush of ours was sent because the pipeline is full
 	counters Counters
 }
 
@@ -92,6 +93,7 @@ func (s *Session) Link(server *Server, out *Output) {
 	s.link++
 	s.status, s.doubt, s.ignored, s.flushed, s.fresh = pgwire.Idle, false, false, false, true
 	s.adjust(out)
+	s.adjustStatements(out)
 	if s.begin != 0 {
 		s.sendBegin(out)
 	}

@@ -180,6 +180,9 @@ func (s *Session) parseUnnamed(m message) int {
 	s.unnamed.hints = s.server.words.end()
 	if end := bytes.IndexByte(tail, 0); end >= 0 {
 		s.unnamed.script = scriptOf(tail[:end])
+		if s.unnamed.script.onlyForgets() {
+			s.unnamed.hints = 0
+		}
 	}
 	s.heed(s.unnamed.hints)
 	return s.pass(m)
@@ -196,6 +199,9 @@ func (s *Session) parseNamed(m message, name string, tail text, query []byte) (i
 	s.server.words.reset()
 	s.server.words.scan(query)
 	st := &statement{name: name, tail: tail, hints: s.server.words.end(), script: scriptOf(query), replaces: old}
+	if st.script.onlyForgets() {
+		st.hints = 0
+	}
 	if s.names == nil {
 		s.names = map[string]*statement{}
 	}

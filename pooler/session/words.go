@@ -70,9 +70,11 @@ func leavesNothing(tag []byte) bool {
 	case "SELECT", "INSERT", "UPDATE", "DELETE", "MERGE", "COPY", "FETCH", "MOVE", "BEGIN", "START", "COMMIT", "ROLLBACK", "SAVEPOINT",
 		"RELEASE", "SHOW", "EXPLAIN", "VACUUM", "ANALYZE", "REINDEX", "CLUSTER", "CHECKPOINT", "NOTIFY", "LOCK", "TRUNCATE",
 		"GRANT", "REVOKE", "COMMENT", "DROP", "REFRESH", "SET", "RESET":
-		return true // of SET and RESET Session.set takes care
+		return true // of SET and RESET Session.set takes care, below of PREPARE and DEALLOCATE others
 	case "DISCARD":
 		return string(tag[end:]) != "\x00"
+	case "PREPARE", "DEALLOCATE":
+		return string(tag[end:]) != " TRANSACTION\x00"
 	case "CLOSE":
 		return string(tag[end:]) == " CURSOR\x00"
 	}
