@@ -107,6 +107,9 @@ func (s *Session) clientBody(in []byte, at int, out *Output) int {
 
 // heed acts on what a text that was sent to the server may do to its state.
 func (s *Session) heed(found hint) {
+	if found&hintFrees != 0 {
+		s.server.freed = true
+	}
 	if found&hintLeaves != 0 {
 		s.server.dirty = true
 	}
@@ -230,22 +233,16 @@ func (s *Session) request(m message) (int, Step) {
 		if s.server.params != s.params && s.CanRelease() {
 			s.adjust(m.out)
 		}
+		if s.server.freed && s.Pinned() && s.CanRelease() {
+			s.probe(m.out)
+		}
 		if s.fresh {
 			s.cleanSlot(m)
 		}
 	}
 	switch m.Type {
 	case pgwire.Query:
-		r := reply{kind: replyQuery, script: m.does}
-		s.server.sends(m.does)
-		known := m.does.onlyForgets()
-		s.dropUnnamed(&r) // as exec_simple_query in src/backend/tcop/postgres.c does
-		s.replies.push(r)
-		used := s.pass(m)
-		if !known {
-			s.watch()
-		}
-		return used, Step{}
+		return s.sendQuery(m), Step{}
 	case pgwire.FunctionCall:
 		s.server.dirty = s.server.dirty || s.options.Transaction // the function may be set_config
 		s.replies.push(reply{kind: replyFunction})
@@ -276,6 +273,25 @@ func (s *Session) request(m message) (int, Step) {
 		panic("session: a message type that pgwire accepts is not dealt with")
 	}
 	return s.pass(m), Step{}
+}
+
+// sendQuery passes a simple query.
+func (s *Session) sendQuery(m message) int {
+	r := reply{kind: replyQuery, script: m.does}
+	s.dropUnnamed(&r) // as exec_simple_query in src/backend/tcop/postgres.c does
+	s.replies.push(r)
+	if !s.options.Transaction || m.Body > lexMax {
+		used := s.pass(m)
+		s.watch()
+		return used
+	}
+	s.server.sends(m.does)
+	if instead := s.heedText(m.query(), m.does); instead != "" {
+		m.out.buf = pgwire.AppendQuery(m.out.open(), instead)
+		return s.consume(m)
+	}
+	m.out.pass(m.at, m.at+s.consume(m))
+	return s.consume(m)
 }
 
 // watch reads the words of the message whose header was just passed. In session mode nobody needs to know.

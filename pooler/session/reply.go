@@ -64,6 +64,9 @@ func (s *Session) gathers(h pgwire.Header) bool {
 	switch h.Type {
 	case pgwire.ReadyForQuery, pgwire.CommandComplete, pgwire.ParameterStatus, pgwire.ErrorResponse:
 		return h.Body <= gatherMax
+	case pgwire.DataRow:
+		front := s.replies.front()
+		return front != nil && front.probe && h.Body <= gatherMax
 	}
 	return false
 }
@@ -321,6 +324,10 @@ func (s *Session) prelude(h pgwire.Header, body []byte, gathered bool) *pgwire.F
 			s.server.report(body)
 		}
 	case pgwire.ErrorResponse:
+		if s.replies.front().probe {
+			s.server.freed = true // ask again
+			return nil
+		}
 		if name := s.replies.front().sql; name != "" {
 			delete(s.server.sql, name)
 			return nil
@@ -336,7 +343,11 @@ func (s *Session) prelude(h pgwire.Header, body []byte, gathered bool) *pgwire.F
 			return broken("malformed ReadyForQuery")
 		}
 		s.replies.pop()
-	case pgwire.RowDescription, pgwire.DataRow, pgwire.CommandComplete, pgwire.NoticeResponse, pgwire.NotificationResponse:
+	case pgwire.DataRow:
+		if s.replies.front().probe && gathered {
+			s.probed(body)
+		}
+	case pgwire.RowDescription, pgwire.CommandComplete, pgwire.NoticeResponse, pgwire.NotificationResponse:
 	default:
 		return broken(fmt.Sprintf("unexpected message %q", h.Type))
 	}

@@ -18,6 +18,7 @@ type Options struct {
 	StatementsMax   int  // named statements of one client
 	PipelineMax     int  // replies of a server that may be outstanding
 	SettingsLenMax  int  // bytes of all settings of a client that follow it from server to server
+	Objects         ObjectPolicy
 	LazyBegin       bool // a transaction begins on a server with its first statement
 }
 
@@ -107,7 +108,7 @@ func (s *Session) CanRelease() bool {
 }
 
 // Due reports whether the server goes back now, by itself.
-func (s *Session) Due() bool { return s.options.Transaction && s.CanRelease() }
+func (s *Session) Due() bool { return s.options.Transaction && s.CanRelease() && !s.Pinned() }
 
 // Condition says what has to happen to a server before anybody else may have it.
 type Condition uint8
@@ -133,7 +134,7 @@ func (s *Session) Unlink() Condition {
 	}
 	server.replies.shrink()
 	server.former.valid = false
-	server.unsettled, server.moved = false, server.moved[:0]
+	server.unsettled, server.freed, server.moved = false, false, server.moved[:0]
 	clear(server.portals)
 	if server.dirty || !s.options.Transaction {
 		server.dirty = true

@@ -23,7 +23,7 @@ const sqlStatementsMax = 100
 func (s *Session) prepareCarriedOut(c *command, kind commandKind) {
 	if kind != commandPrepare || len(c.value) > s.options.StatementLenMax || len(s.sql) >= sqlStatementsMax || s.server.dirty ||
 		strings.HasPrefix(c.name, namePrefix) {
-		s.server.dirty = true // when it is that already nobody knows what the statement may leave behind
+		s.lost() // when it is dirty already nobody knows what the statement may leave behind
 		return
 	}
 	reading := s.server.params.reading
