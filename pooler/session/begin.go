@@ -240,6 +240,16 @@ func (s *Session) answered(c *command) bool {
 		}
 		s.discard()
 		s.answer("DISCARD ALL", pgwire.Idle)
+	case commandListen, commandUnlisten, commandUnlistenAll:
+		if s.begin != 0 || !s.listenable(c) {
+			return false
+		}
+		s.listens(c)
+		tag := "UNLISTEN"
+		if c.kind == commandListen {
+			tag = "LISTEN"
+		}
+		s.answer(tag, pgwire.Idle)
 	case commandDeallocateAll:
 		clear(s.names)
 		s.sql = nil
@@ -257,4 +267,7 @@ func (s *Session) discard() {
 	s.unnamed.known = false
 	clear(s.names)
 	s.sql = nil
+	if s.listening != nil {
+		s.listens(&command{kind: commandUnlistenAll})
+	}
 }

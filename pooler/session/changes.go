@@ -18,6 +18,7 @@ type change struct {
 	sets      []setting
 	all       bool
 	savepoint string
+	listen    *command
 }
 
 // changesMax bounds the steps of one transaction.
@@ -48,6 +49,8 @@ func (s *Session) carriedOut(c *command, tag []byte, lone bool) {
 		s.discarded(lone)
 	case "PREPARE":
 		s.prepareCarriedOut(c, kind)
+	case "LISTEN", "UNLISTEN":
+		s.listenCarriedOut(c, kind)
 	case "DECLARE CURSOR":
 		if kind != commandDeclare || c.hold {
 			s.server.dirty = true
@@ -146,6 +149,11 @@ func (s *Session) commit() {
 	}
 	log := s.changes.log
 	s.changes.log = log[:0:0]
+	for _, step := range log {
+		if step.listen != nil {
+			s.listens(step.listen)
+		}
+	}
 	wanted, there := s.params.after(log, s.startup), s.server.params.after(log, NoParams)
 	if len(wanted.key) > s.options.SettingsLenMax || s.foreign(log) {
 		s.lost()

@@ -77,15 +77,25 @@ func containsFold(text []byte, what string) bool {
 
 // makes takes note of what a text that is about to be sent makes. It returns the text to send instead, "" when it may be sent.
 func (s *Session) makes(made objects) (instead string) {
-	if made == 0 {
+	switch {
+	case made == 0:
 		return ""
-	}
-	if s.options.Objects == ObjectsRefuse {
+	case s.refuses(made):
 		return refusal
 	}
 	s.server.dirty = true
+	if s.options.Listen && (s.listening == nil || len(s.listening.channels) < channelsMax) {
+		made &^= objectListen
+	}
 	s.server.objects |= made
 	return ""
+}
+
+func (s *Session) refuses(made objects) bool {
+	if s.options.Listen {
+		made &^= objectListen
+	}
+	return made != 0 && s.options.Objects == ObjectsRefuse
 }
 
 // refusal fails on the server, so that a transaction fails with it.

@@ -76,6 +76,7 @@ func (s *Session) giveOurs(out *Output) {
 	if s.fromServer.body.Inside() {
 		return
 	}
+	s.giveNotifications(out)
 	for s.replies.len() > 0 {
 		switch kind := s.replies.front().kind; kind {
 		case replyOurParse, replyOurClose:
@@ -99,8 +100,10 @@ func (s *Session) reply(h pgwire.Header, body []byte, gathered bool) (pass bool,
 		return false, s.prelude(h, body, gathered)
 	}
 	switch h.Type {
-	case pgwire.NoticeResponse, pgwire.NotificationResponse:
+	case pgwire.NoticeResponse:
 		return true, nil
+	case pgwire.NotificationResponse:
+		return !s.options.Listen || s.Pinned(), nil // otherwise it comes by Notify
 	case pgwire.ParameterStatus:
 		s.parameterStatus(body, gathered)
 		return true, nil

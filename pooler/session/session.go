@@ -19,6 +19,7 @@ type Options struct {
 	PipelineMax     int  // replies of a server that may be outstanding
 	SettingsLenMax  int  // bytes of all settings of a client that follow it from server to server
 	Objects         ObjectPolicy
+	Listen          bool // LISTEN is the driver's to carry out, see Session.Listens
 	LazyBegin       bool // a transaction begins on a server with its first statement
 }
 
@@ -46,15 +47,16 @@ type Session struct {
 	fromClient dialogue
 	fromServer dialogue
 
-	names    map[string]*statement // named statements of the client
-	unnamed  unnamed
-	sql      map[string]sqlStatement // what the client has PREPAREd
-	serials  uint32                  // counts unnamed statements
-	own      []byte                  // replies that the machine itself gives, for TakeReplies
-	fresh    bool                    // nothing was sent over the present link yet
-	awaiting bool                    // the client's next message waits for all answers
-	flushed  bool                    // a Flush of ours was sent because the pipeline is full
-	counters Counters
+	names     map[string]*statement // named statements of the client
+	unnamed   unnamed
+	listening *listening              // nil for those that do not
+	sql       map[string]sqlStatement // what the client has PREPAREd
+	serials   uint32                  // counts unnamed statements
+	own       []byte                  // replies that the machine itself gives, for TakeReplies
+	fresh     bool                    // nothing was sent over the present link yet
+	awaiting  bool                    // the client's next message waits for all answers
+	flushed   bool                    // a Flush of ours was sent because the pipeline is full
+	counters  Counters
 }
 
 // Counters count since the session began.

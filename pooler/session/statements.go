@@ -202,7 +202,7 @@ func (s *Session) parseNamed(m message, name string, tail text, query []byte) (i
 	st := &statement{name: name, tail: tail, script: scriptOf(query), replaces: old}
 	st.hints = s.server.hints(query, st.script)
 	st.objects = st.hints.objects(query, st.script)
-	if st.objects != 0 && s.options.Objects == ObjectsRefuse {
+	if s.refuses(st.objects) {
 		tail = unique.Make(refusal + "\x00\x00\x00")
 		st.tail, st.objects = tail, 0
 	}
