@@ -54,6 +54,7 @@ type Pooler struct {
 	PreparedStatementSizeMax    ByteSize `yaml:"prepared_statement_size_max"`
 	MaxClientSettingsSize       ByteSize `yaml:"max_client_settings_size"`
 	LazyBegin                   string   `yaml:"lazy_begin"`
+	SessionObjects              string   `yaml:"session_objects"`
 
 	Databases map[string]Database `yaml:"databases"`
 	Users     map[string]User     `yaml:"users"`

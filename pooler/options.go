@@ -23,6 +23,8 @@ func sessionOptions(cfg config.Pooler, transaction bool) *session.Options {
 	return &session.Options{
 		Transaction: transaction, PreparedMax: cfg.MaxPreparedStatements, StatementLenMax: int(cfg.PreparedStatementSizeMax),
 		StatementsMax: cfg.MaxClientPreparedStatements, PipelineMax: cfg.MaxPipelineMessages,
-		SettingsLenMax: int(cfg.MaxClientSettingsSize), LazyBegin: cfg.LazyBegin == "on",
+		SettingsLenMax: int(cfg.MaxClientSettingsSize), LazyBegin: cfg.LazyBegin == "on", Objects: sessionObjects[cfg.SessionObjects],
 	}
 }
+
+var sessionObjects = map[string]session.ObjectPolicy{"pin": session.ObjectsPin, "refuse": session.ObjectsRefuse, "reset": session.ObjectsReset}

@@ -70,7 +70,7 @@ func TestTheSessionLooksAsOneOfPostgres(t *testing.T) {
 					}
 					if through.TxStatus() == 'I' {
 						seen := "select concat_ws('|', current_setting('timezone'), current_setting('work_mem'), current_setting('search_path'), " +
-							"current_user, session_user, current_setting('x.y', true), current_setting('statement_timeout'))"
+							"current_user, session_user, current_setting('x.y', true), current_setting('statement_timeout'), (select string_agg(name, ',') from pg_prepared_statements where from_sql))"
 						if got := mustQuery(t, other, seen); strings.TrimRight(got, "|0") != `Europe/Paris|4MB|"$user", public|postgres|postgres` {
 							t.Errorf("after %s another client sees %s", line, got)
 						}
@@ -267,6 +267,33 @@ select set_config('work_mem', '44MB', true)
 show work_mem
 commit
 show work_mem
+`, `
+prepare a as select 1
+execute a
+prepare a as select 2
+execute a
+prepare "B c" (int) as select $1 + 1 -- comment
+execute "B c"(4)
+begin
+prepare c as select 3
+rollback
+execute c
+deallocate a
+execute a
+deallocate prepare "B c"
+execute "B c"(1)
+deallocate nonsense
+execute c
+prepare d as select 5; execute d
+execute d
+deallocate all
+execute c
+prepare h as select pg_advisory_lock(17)
+discard all
+execute h
+prepare i as select 9
+execute i
+deallocate i
 `}
 
 func TestStatementModeRefusesTransactions(t *testing.T) {

@@ -220,12 +220,8 @@ func (s *Session) state() byte {
 }
 
 // answered answers a simple query for which no server is needed: none is linked, and it is certain what one would say.
-func (s *Session) answered(text []byte) bool {
-	script := scriptOf(text)
-	if script == nil || len(script.commands) != 1 {
-		return false
-	}
-	switch c := &script.commands[0]; c.kind {
+func (s *Session) answered(c *command) bool {
+	switch c.kind {
 	case commandBegin:
 		if !s.options.LazyBegin || s.options.Statement || s.begin != 0 {
 			return false
@@ -244,6 +240,20 @@ func (s *Session) answered(text []byte) bool {
 		}
 		s.discard()
 		s.answer("DISCARD ALL", pgwire.Idle)
+	case commandListen, commandUnlisten, commandUnlistenAll:
+		if s.begin != 0 || !s.listenable(c) {
+			return false
+		}
+		s.listens(c)
+		tag := "UNLISTEN"
+		if c.kind == commandListen {
+			tag = "LISTEN"
+		}
+		s.answer(tag, pgwire.Idle)
+	case commandDeallocateAll:
+		clear(s.names)
+		s.sql = nil
+		s.answer("DEALLOCATE ALL", s.state())
 	default:
 		return false
 	}
@@ -256,4 +266,8 @@ func (s *Session) discard() {
 	s.params = s.startup
 	s.unnamed.known = false
 	clear(s.names)
+	s.sql = nil
+	if s.listening != nil {
+		s.listens(&command{kind: commandUnlistenAll})
+	}
 }

@@ -66,6 +66,8 @@ type message struct {
 	in  []byte
 	at  int
 	out *Output
+
+	does *script // Query: what it does, where that is known and matters
 }
 
 // body returns the part of the body that has arrived.
@@ -105,6 +107,9 @@ func (s *Session) clientBody(in []byte, at int, out *Output) int {
 
 // heed acts on what a text that was sent to the server may do to its state.
 func (s *Session) heed(found hint) {
+	if found&hintFrees != 0 {
+		s.server.freed = true
+	}
 	if found&hintLeaves != 0 {
 		s.server.dirty = true
 	}
@@ -172,8 +177,9 @@ func (s *Session) message(m message) (int, Step) {
 		if !m.whole() {
 			return 0, Step{Want: pgwire.HeaderLen + m.Body}
 		}
-		if s.server == nil && s.answered(m.query()) {
-			return s.consume(m), Step{}
+		m.does = scriptOf(m.query())
+		if used, step, done := s.queryLocally(m); done {
+			return used, step
 		}
 	}
 	if s.server == nil {
@@ -205,11 +211,30 @@ func (s *Session) flushAndWait(out *Output) Step {
 	return Step{Verdict: Full}
 }
 
+// queryLocally answers a simple query where no server has to. done is false when one has to.
+func (s *Session) queryLocally(m message) (used int, step Step, done bool) {
+	if m.does == nil || len(m.does.commands) != 1 {
+		return 0, Step{}, false
+	}
+	c := &m.does.commands[0]
+	if s.server == nil && s.answered(c) {
+		return s.consume(m), Step{}, true
+	}
+	step, done = s.deallocates(c)
+	if done && step.Verdict == Read {
+		used = s.consume(m)
+	}
+	return used, step, done
+}
+
 // request decides about a message that a linked server answers.
 func (s *Session) request(m message) (int, Step) {
 	if s.options.Transaction {
 		if s.server.params != s.params && s.CanRelease() {
 			s.adjust(m.out)
+		}
+		if s.server.freed && s.Pinned() && s.CanRelease() {
+			s.probe(m.out)
 		}
 		if s.fresh {
 			s.cleanSlot(m)
@@ -217,16 +242,7 @@ func (s *Session) request(m message) (int, Step) {
 	}
 	switch m.Type {
 	case pgwire.Query:
-		r := reply{kind: replyQuery}
-		if s.options.Transaction && m.whole() && m.Body <= lexMax {
-			r.script = scriptOf(m.query())
-			s.server.sends(r.script)
-		}
-		s.dropUnnamed(&r) // as exec_simple_query in src/backend/tcop/postgres.c does
-		s.replies.push(r)
-		used := s.pass(m)
-		s.watch()
-		return used, Step{}
+		return s.sendQuery(m), Step{}
 	case pgwire.FunctionCall:
 		s.server.dirty = s.server.dirty || s.options.Transaction // the function may be set_config
 		s.replies.push(reply{kind: replyFunction})
@@ -257,6 +273,25 @@ func (s *Session) request(m message) (int, Step) {
 		panic("session: a message type that pgwire accepts is not dealt with")
 	}
 	return s.pass(m), Step{}
+}
+
+// sendQuery passes a simple query.
+func (s *Session) sendQuery(m message) int {
+	r := reply{kind: replyQuery, script: m.does}
+	s.dropUnnamed(&r) // as exec_simple_query in src/backend/tcop/postgres.c does
+	s.replies.push(r)
+	if !s.options.Transaction || m.Body > lexMax {
+		used := s.pass(m)
+		s.watch()
+		return used
+	}
+	s.server.sends(m.does)
+	if instead := s.heedText(m.query(), m.does); instead != "" {
+		m.out.buf = pgwire.AppendQuery(m.out.open(), instead)
+		return s.consume(m)
+	}
+	m.out.pass(m.at, m.at+s.consume(m))
+	return s.consume(m)
 }
 
 // watch reads the words of the message whose header was just passed. In session mode nobody needs to know.

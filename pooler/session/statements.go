@@ -14,6 +14,7 @@ type statement struct {
 	hints hint
 
 	script   *script    // what it does, where that matters
+	objects  objects    // what it makes
 	valid    bool       // Parse was answered with ParseComplete
 	replaces *statement // what has the name if this one's Parse is not carried out
 }
@@ -21,13 +22,14 @@ type statement struct {
 // unnamed is the client's unnamed statement. It is remembered so that it can be parsed again on another server, and
 // forgotten when it has been dropped.
 type unnamed struct {
-	known  bool
-	valid  bool   // Parse was answered with ParseComplete
-	tail   []byte // nil when it was too long to be remembered
-	hints  hint
-	script *script
-	link   uint64 // the link over which it was sent last
-	serial uint32 // counts them
+	known   bool
+	valid   bool   // Parse was answered with ParseComplete
+	tail    []byte // nil when it was too long to be remembered
+	hints   hint
+	script  *script
+	objects objects
+	link    uint64 // the link over which it was sent last
+	serial  uint32 // counts them
 }
 
 // dropUnnamed notes that what is sent now drops the unnamed statement. The reply says so, in case it is never carried out.
@@ -176,12 +178,16 @@ func (s *Session) parseUnnamed(m message) int {
 	}
 	tail := m.body()[1:]
 	s.unnamed.tail = append(s.unnamed.tail, tail...)
-	s.server.words.scan(tail)
-	s.unnamed.hints = s.server.words.end()
-	if end := bytes.IndexByte(tail, 0); end >= 0 {
-		s.unnamed.script = scriptOf(tail[:end])
-	}
+	text, _, _ := bytes.Cut(tail, []byte{0})
+	s.unnamed.script = scriptOf(text)
+	s.unnamed.hints = s.server.hints(text, s.unnamed.script)
+	s.unnamed.objects = s.unnamed.hints.objects(text, s.unnamed.script)
 	s.heed(s.unnamed.hints)
+	if instead := s.makes(s.unnamed.objects); instead != "" {
+		s.unnamed.tail = append(append(s.unnamed.tail[:0], instead...), 0, 0, 0)
+		m.out.buf = pgwire.AppendParse(m.out.open(), "", string(s.unnamed.tail))
+		return s.consume(m)
+	}
 	return s.pass(m)
 }
 
@@ -193,9 +199,13 @@ func (s *Session) parseNamed(m message, name string, tail text, query []byte) (i
 	if old == nil && len(s.names) >= s.options.StatementsMax {
 		return 0, s.fail(0, "53400", "the client has too many prepared statements", "raise pooler.max_client_prepared_statements")
 	}
-	s.server.words.reset()
-	s.server.words.scan(query)
-	st := &statement{name: name, tail: tail, hints: s.server.words.end(), script: scriptOf(query), replaces: old}
+	st := &statement{name: name, tail: tail, script: scriptOf(query), replaces: old}
+	st.hints = s.server.hints(query, st.script)
+	st.objects = st.hints.objects(query, st.script)
+	if s.refuses(st.objects) {
+		tail = unique.Make(refusal + "\x00\x00\x00")
+		st.tail, st.objects = tail, 0
+	}
 	if s.names == nil {
 		s.names = map[string]*statement{}
 	}
@@ -403,6 +413,7 @@ func (s *Session) statementName(name []byte, out *Output) (to string, step Step,
 	}
 	p := s.ensure(st, out)
 	s.heed(p.hints)
+	s.makes(st.objects)
 	return p.name, Step{}, true
 }
 
@@ -415,6 +426,7 @@ func (s *Session) unnamedName(out *Output) (to string, step Step, rewrite bool) 
 		s.server.unnamedUsed = true
 		s.sendParse(out, "", string(u.tail), reply{kind: replyParse, swallow: true, serial: u.serial})
 		s.heed(u.hints)
+		s.makes(u.objects)
 	}
 	return "", Step{}, false
 }

@@ -13,7 +13,7 @@ import (
 
 // TestTranscripts plays testdata/*: what a client sends, what a server answers, and what the machine makes of it.
 //
-//	session [mode=session|statement] [prepared=N] [pipeline=N] [lazy=true] [name=value …]   a new client, with settings
+//	session [mode=session|statement] [prepared=N] [pipeline=N] [lazy=true] [listen=true] [objects=pin|refuse] [name=value …]   a new client, with settings
 //	server N                                                          the server that the next link takes, made on first use
 //	client / from                                                     messages, one a line: "Q select 1", "P s1 select 1", "B s1", "E", "S" …
 //	link, unlink                                                      as a driver would
@@ -59,9 +59,16 @@ func (p *transcript) command(t *testing.T, d *datadriven.TestData) string {
 			in = append(in, serverMessage(t, line)...)
 		}
 		p.from(in)
+	case "listens":
+		channels, changed := p.session.Listens()
+		fmt.Fprintf(&p.said, "%q, changed %v\n", channels, changed)
+	case "notify":
+		p.session.Notify(1, d.CmdArgs[0].Key, "payload")
+		p.say("to client", p.session.TakeReplies())
 	case "unlink":
 		fmt.Fprintf(&p.said, "%s\n", [...]string{"clean", "dirty", "broken"}[p.session.Unlink()])
 	case "clean":
+		p.server.AppendClean(nil)
 		n, done, err := p.server.Clean([]byte(joined(t, d.Input)))
 		fmt.Fprintf(&p.said, "used %d, done %v, error %v\n", n, done, err)
 	default:
@@ -87,6 +94,10 @@ func (p *transcript) newSession(t *testing.T, d *datadriven.TestData) {
 			options.Transaction, options.Statement = arg.Vals[0] != "session", arg.Vals[0] == "statement"
 		case "prepared":
 			options.PreparedMax, _ = strconv.Atoi(arg.Vals[0])
+		case "objects":
+			options.Objects = map[string]ObjectPolicy{"pin": ObjectsPin, "refuse": ObjectsRefuse}[arg.Vals[0]]
+		case "listen":
+			options.Listen = true
 		case "lazy":
 			options.LazyBegin = true
 		case "pipeline":
@@ -182,6 +193,12 @@ func serverMessage(t *testing.T, line string) []byte {
 	switch kind {
 	case "Z":
 		return pgwire.AppendReady(nil, rest[0])
+	case "raw":
+		text, err := strconv.Unquote(rest)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return []byte(text)
 	case "E":
 		return pgwire.AppendError(nil, &pgwire.Failure{Severity: "ERROR", Code: rest, Message: "message"})
 	case "S":
@@ -192,6 +209,9 @@ func serverMessage(t *testing.T, line string) []byte {
 	}
 	if len(kind) != 1 {
 		t.Fatalf("unknown message %q", line)
+	}
+	if number, found := strings.CutPrefix(rest, "raw"); found && kind == "D" { // one column
+		rest = "\x00\x01\x00\x00\x00\x01" + number
 	}
 	return append(pgwire.AppendHeader(nil, kind[0], len(rest)), rest...)
 }
