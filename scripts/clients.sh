@@ -47,8 +47,8 @@ node_pg() {
 
 run() {
   case $1 in
-    psycopg) scripts/deps.sh python3-psycopg && python3 clients/psycopg3-smoke.py ;;
-    psycopg2) scripts/deps.sh python3-psycopg2 && python3 clients/psycopg2-smoke.py ;;
+    psycopg) scripts/deps.sh python3-psycopg && /usr/bin/python3 clients/psycopg3-smoke.py ;;
+    psycopg2) scripts/deps.sh python3-psycopg2 && /usr/bin/python3 clients/psycopg2-smoke.py ;;
     pgjdbc)
       scripts/deps.sh libpostgresql-jdbc-java default-jdk-headless
       java -cp /usr/share/java/postgresql.jar clients/Jdbc.java ;;
