@@ -15,6 +15,7 @@ func (p *Pooler) options(ask request) *session.Options {
 		}
 	}
 	options := sessionOptions(p.cfg, mode != "session")
+	options.Listen = options.Transaction && mode != "statement"
 	options.Statement = mode == "statement"
 	return options
 }

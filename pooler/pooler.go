@@ -39,8 +39,9 @@ type Pooler struct {
 
 	// mu guards the fields below. It is held for map operations only.
 	mu       sync.Mutex
-	clients  map[uint32]*client    // by the process id that the client was given
-	conns    map[net.Conn]struct{} // those that no worker has yet
+	listens  map[string]*subscriptions // by database
+	clients  map[uint32]*client        // by the process id that the client was given
+	conns    map[net.Conn]struct{}     // those that no worker has yet
 	draining bool
 }
 
@@ -54,7 +55,7 @@ func New(cfg config.Config, log *slog.Logger) (*Pooler, error) {
 		return nil, err
 	}
 	p := &Pooler{
-		cfg: cfg.Pooler, log: log, users: users, clients: map[uint32]*client{}, conns: map[net.Conn]struct{}{},
+		cfg: cfg.Pooler, log: log, users: users, clients: map[uint32]*client{}, listens: map[string]*subscriptions{}, conns: map[net.Conn]struct{}{},
 		logins: make(chan struct{}, cfg.Pooler.MaxLoginConn), cancels: make(chan struct{}, cfg.Pooler.MaxCancelRequests),
 	}
 	if p.tls, err = serverTLS(cfg.Pooler); err != nil {
