@@ -41,7 +41,6 @@ func TestAServerIsPinnedAsLongAsItHasSessionObjects(t *testing.T) {
 	pinned("create table pg_temp.mine as select 8", "select * from mine", "8", "drop table mine")
 	pinned("select pg_advisory_lock(42)", "select count(*) from pg_locks where locktype = 'advisory'", "1", "select pg_advisory_unlock(42)")
 	pinned("select pg_try_advisory_lock_shared(1, 2)", "select count(*) from pg_locks where locktype = 'advisory'", "1", "select pg_advisory_unlock_all()")
-	pinned("listen mine", "select pg_listening_channels()", "mine", "unlisten *")
 	pinned("declare c cursor with hold for select generate_series(1, 9)", "select name from pg_cursors", "c", "close all")
 	pinned("set time zone interval '+02:00' hour to minute", "show timezone", "<+02>-02", "discard all")
 }
@@ -70,7 +69,7 @@ func TestSessionObjectsAreRefused(t *testing.T) {
 	r := start(t, server(t), withObjects("refuse"))
 	conn := connect(t, r.dsn(""))
 	for _, text := range []string{
-		"create temp table mine (x int)", "listen mine", "select pg_advisory_lock(5)", "declare c cursor with hold for select 1", "select 1 into temp mine",
+		"create temp table mine (x int)", "select pg_advisory_lock(5)", "declare c cursor with hold for select 1", "select 1 into temp mine",
 	} {
 		for _, extended := range []bool{false, true} {
 			mustQuery(t, conn, "begin")

@@ -112,6 +112,8 @@ func (l *Loop) Discard() { l.poll.close() }
 func (l *Loop) Run() error {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
+	moreProcessors(1)
+	defer moreProcessors(-1)
 	defer l.poll.close()
 	for {
 		if err := l.turn(); err != nil {
@@ -125,6 +127,16 @@ func (l *Loop) Run() error {
 			return nil
 		}
 	}
+}
+
+// processors guards GOMAXPROCS.
+var processors sync.Mutex
+
+// moreProcessors gives Go's scheduler as many more Ps as there are loops, since a busy loop keeps one even while it waits.
+func moreProcessors(n int) {
+	processors.Lock()
+	defer processors.Unlock()
+	runtime.GOMAXPROCS(runtime.GOMAXPROCS(0) + n)
 }
 
 // turn is one batch: wait, read and decide, then send.
