@@ -29,6 +29,15 @@ type Step struct {
 // FromClient takes what a client has sent. What is due to the server is put into out, which must have been Reset to in; what is
 // due to the client by the machine itself waits in TakeReplies.
 func (s *Session) FromClient(in []byte, out *Output) Step {
+	if s.server != nil && s.server.replay.state == replayRecording {
+		s.server.replay.mark = len(out.Bytes())
+	}
+	step := s.fromClientTo(in, out)
+	s.record(out)
+	return step
+}
+
+func (s *Session) fromClientTo(in []byte, out *Output) Step {
 	n := 0
 	for n < len(in) {
 		if s.fromClient.body.Inside() {
@@ -146,6 +155,9 @@ const pipelineRoom = 4
 // message decides about one message and returns how many bytes of the input it has used.
 func (s *Session) message(m message) (int, Step) {
 	s.awaiting = false
+	if s.server != nil && (s.server.replay.state == replayFailed || s.server.replay.sending != nil) {
+		return 0, s.await()
+	}
 	switch m.Type {
 	case pgwire.Terminate:
 		return 0, Step{Verdict: Leave}
@@ -313,6 +325,9 @@ func (s *Session) sync(m message) int {
 	}
 	s.batch, s.skip, s.flushed = false, false, false
 	s.replies.push(reply{kind: replySync})
+	if s.server.replay.state == replayRecording {
+		s.server.replay.state = replayRecorded
+	}
 	return s.pass(m)
 }
 

@@ -138,6 +138,10 @@ func (s *Session) reply(h pgwire.Header, body []byte, gathered bool) (pass bool,
 			failure = s.beginFailed(body)
 			front = s.replies.front()
 		}
+		if failure == nil && gathered && s.recovers(front, body) {
+			return false, nil
+		}
+		s.stale(front, body)
 		s.errorReply(front)
 		return true, failure
 	}
@@ -146,6 +150,9 @@ func (s *Session) reply(h pgwire.Header, body []byte, gathered bool) (pass bool,
 	}
 	switch h.Type {
 	case pgwire.ReadyForQuery:
+		if front != nil && front.kind == replySync && front.swallow {
+			return false, s.resends(body)
+		}
 		return true, s.ready(front, body)
 	case pgwire.ParseComplete, pgwire.BindComplete, pgwire.CloseComplete, pgwire.NoData:
 		return s.completes(h.Type, front)
@@ -196,8 +203,11 @@ func (s *Session) completes(kind byte, front *reply) (pass bool, failure *pgwire
 		return false, failure
 	}
 	r := s.replies.pop()
-	if r.prepared != nil {
+	if r.prepared != nil && r.kind == replyParse {
 		r.prepared.there = true
+	}
+	if r.kind == replyBind {
+		s.server.replay.state = replayNone
 	}
 	if r.statement != nil {
 		r.statement.valid, r.statement.replaces = true, nil

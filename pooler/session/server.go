@@ -21,9 +21,11 @@ type Server struct {
 	words   words              // of the client's current Query or Parse
 	former  unnamed            // what was the client's unnamed statement before, in case its Parse is never carried out
 	portals map[string]*script // what the statements of portals do, where that matters
-	objects objects            // what it has that cannot be made anew elsewhere, as far as anybody knows
-	freed   bool               // some of them may have been dropped since it was asked
-	moved   []moved            // what it has reported of its settings since the last end of a transaction
+	replay  replay
+	uses    *prepared // what the last Bind or Describe has named
+	objects objects   // what it has that cannot be made anew elsewhere, as far as anybody knows
+	freed   bool      // some of them may have been dropped since it was asked
+	moved   []moved   // what it has reported of its settings since the last end of a transaction
 	// unsettled says that settings were changed over this link which decide how a text is read. Until the next link no statement is
 	// taken to be the same as one that was parsed before.
 	unsettled bool

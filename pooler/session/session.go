@@ -16,6 +16,7 @@ type Options struct {
 	PreparedMax     int  // named statements kept on a server in transaction mode; zero: their names pass unchanged
 	StatementLenMax int  // bytes of a named Parse, and of an unnamed one that can be repeated on another server
 	StatementsMax   int  // named statements of one client
+	ReplayLenMax    int  // bytes of a batch that may be sent again, see Session.TakeResend; zero: none is
 	PipelineMax     int  // replies of a server that may be outstanding
 	SettingsLenMax  int  // bytes of all settings of a client that follow it from server to server
 	Objects         ObjectPolicy
@@ -63,6 +64,7 @@ type Session struct {
 type Counters struct {
 	Queries      uint64 // ReadyForQuery messages that the client got from a server
 	Transactions uint64 // those of them that ended a transaction
+	Replays      uint64 // batches that were sent again
 }
 
 // dialogue is one direction's place in its current message.
@@ -136,6 +138,7 @@ func (s *Session) Unlink() Condition {
 	}
 	server.replies.shrink()
 	server.former.valid = false
+	server.replay.end()
 	server.unsettled, server.freed, server.moved = false, false, server.moved[:0]
 	clear(server.portals)
 	if server.dirty || !s.options.Transaction {

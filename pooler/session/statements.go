@@ -13,10 +13,11 @@ type statement struct {
 	tail  text
 	hints hint
 
-	script   *script    // what it does, where that matters
-	objects  objects    // what it makes
-	valid    bool       // Parse was answered with ParseComplete
-	replaces *statement // what has the name if this one's Parse is not carried out
+	script    *script    // what it does, where that matters
+	objects   objects    // what it makes
+	described bool       // the client may know the columns of its result
+	valid     bool       // Parse was answered with ParseComplete
+	replaces  *statement // what has the name if this one's Parse is not carried out
 }
 
 // unnamed is the client's unnamed statement. It is remembered so that it can be parsed again on another server, and
@@ -310,7 +311,9 @@ func (s *Session) bind(m message) (int, Step) {
 		return 0, step
 	}
 	s.server.bound(portal, s.scriptOf(name))
-	s.owes(replyBind)
+	s.records(s.names[string(name)], s.server.uses, m.out)
+	s.batch = true
+	s.replies.push(reply{kind: replyBind, prepared: s.server.uses})
 	if !rewrite {
 		return s.pass(m), Step{}
 	}
@@ -376,13 +379,21 @@ func (s *Session) describe(m message) (int, Step) {
 	if !ok {
 		return 0, s.fail(0, "08P01", "invalid DESCRIBE message", "")
 	}
+	s.server.uses = nil
 	to, step, rewrite := "", Step{}, false
 	if m.body()[0] == 'S' {
 		if to, step, rewrite = s.statementName(name, m.out); step.Verdict != Read {
 			return 0, step
 		}
 	}
-	s.owes(replyDescribe)
+	s.server.replay.asks = true
+	if st := s.names[string(name)]; st != nil && m.body()[0] == 'S' {
+		st.described = true
+	} else if s.server.replay.st != nil {
+		s.server.replay.st.described = true
+	}
+	s.batch = true
+	s.replies.push(reply{kind: replyDescribe, prepared: s.server.uses})
 	if !rewrite {
 		return s.pass(m), Step{}
 	}
@@ -392,6 +403,7 @@ func (s *Session) describe(m message) (int, Step) {
 
 // statementName says under which name the server has the client's statement, and sends it there if need be.
 func (s *Session) statementName(name []byte, out *Output) (to string, step Step, rewrite bool) {
+	s.server.uses = nil
 	if len(name) == 0 {
 		return s.unnamedName(out)
 	}
@@ -414,6 +426,7 @@ func (s *Session) statementName(name []byte, out *Output) (to string, step Step,
 	p := s.ensure(st, out)
 	s.heed(p.hints)
 	s.makes(st.objects)
+	s.server.uses = p
 	return p.name, Step{}, true
 }
 

@@ -13,7 +13,7 @@ import (
 
 // TestTranscripts plays testdata/*: what a client sends, what a server answers, and what the machine makes of it.
 //
-//	session [mode=session|statement] [prepared=N] [pipeline=N] [lazy=true] [listen=true] [objects=pin|refuse] [name=value …]   a new client, with settings
+//	session [mode=session|statement] [prepared=N] [pipeline=N] [lazy=true] [listen=true] [replay=N] [objects=pin|refuse] [name=value …]   a new client, with settings
 //	server N                                                          the server that the next link takes, made on first use
 //	client / from                                                     messages, one a line: "Q select 1", "P s1 select 1", "B s1", "E", "S" …
 //	link, unlink                                                      as a driver would
@@ -50,7 +50,9 @@ func (p *transcript) command(t *testing.T, d *datadriven.TestData) string {
 		p.client()
 	case "client":
 		for line := range strings.SplitSeq(d.Input, "\n") {
-			p.in = append(p.in, clientMessage(t, line)...)
+			if line != "" {
+				p.in = append(p.in, clientMessage(t, line)...)
+			}
 		}
 		p.client()
 	case "from":
@@ -65,6 +67,8 @@ func (p *transcript) command(t *testing.T, d *datadriven.TestData) string {
 	case "notify":
 		p.session.Notify(1, d.CmdArgs[0].Key, "payload")
 		p.say("to client", p.session.TakeReplies())
+	case "resend":
+		p.say("to server", p.session.TakeResend())
 	case "unlink":
 		fmt.Fprintf(&p.said, "%s\n", [...]string{"clean", "dirty", "broken"}[p.session.Unlink()])
 	case "clean":
@@ -96,6 +100,8 @@ func (p *transcript) newSession(t *testing.T, d *datadriven.TestData) {
 			options.PreparedMax, _ = strconv.Atoi(arg.Vals[0])
 		case "objects":
 			options.Objects = map[string]ObjectPolicy{"pin": ObjectsPin, "refuse": ObjectsRefuse}[arg.Vals[0]]
+		case "replay":
+			options.ReplayLenMax, _ = strconv.Atoi(arg.Vals[0])
 		case "listen":
 			options.Listen = true
 		case "lazy":
