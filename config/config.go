@@ -42,6 +42,7 @@ type Pooler struct {
 	ClientWriteTimeout          Duration `yaml:"client_write_timeout"`
 	PktBuf                      ByteSize `yaml:"pkt_buf"`
 	Workers                     int      `yaml:"workers"`
+	ReplaySizeMax               ByteSize `yaml:"replay_size_max"`
 	MaxClientNotifications      int      `yaml:"max_client_notifications"`
 	ClientTLSSSLMode            string   `yaml:"client_tls_sslmode"`
 	ClientTLSCertFile           string   `yaml:"client_tls_cert_file"`

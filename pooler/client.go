@@ -230,6 +230,7 @@ func (c *client) FromServer(lent *pool.Server, in []byte) (n int, err error) {
 	out.Reset(in)
 	n, failure := c.machine.FromServer(in, out)
 	c.leftover = n < len(in)
+	c.wire.Write(c.machine.TakeResend())
 	if c.entry == nil { // a notice during the login is not expected
 		c.write(out.Bytes())
 	}

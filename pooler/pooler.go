@@ -20,6 +20,7 @@ import (
 	"pitr/pooler/auth"
 	"pitr/pooler/loop"
 	"pitr/pooler/pool"
+	"pitr/pooler/session"
 )
 
 // Pooler is one pooler. Make it with New, then call Listen, then Run.
@@ -31,9 +32,10 @@ type Pooler struct {
 	tls       *tls.Config // towards clients; nil without
 	listeners []net.Listener
 	workers   []*worker
-	loops     sync.WaitGroup // the goroutines of workers
-	logins    chan struct{}  // one token for each client that has not logged in
-	cancels   chan struct{}  // one token for each cancel request on its way
+	sessions  map[string]*session.Options // by pool mode
+	loops     sync.WaitGroup              // the goroutines of workers
+	logins    chan struct{}               // one token for each client that has not logged in
+	cancels   chan struct{}               // one token for each cancel request on its way
 	counters  counters
 	work      sync.WaitGroup // clients, and those who are not clients yet
 
@@ -55,7 +57,7 @@ func New(cfg config.Config, log *slog.Logger) (*Pooler, error) {
 		return nil, err
 	}
 	p := &Pooler{
-		cfg: cfg.Pooler, log: log, users: users, clients: map[uint32]*client{}, listens: map[string]*subscriptions{}, conns: map[net.Conn]struct{}{},
+		cfg: cfg.Pooler, log: log, users: users, sessions: sessionOptions(cfg.Pooler), clients: map[uint32]*client{}, listens: map[string]*subscriptions{}, conns: map[net.Conn]struct{}{},
 		logins: make(chan struct{}, cfg.Pooler.MaxLoginConn), cancels: make(chan struct{}, cfg.Pooler.MaxCancelRequests),
 	}
 	if p.tls, err = serverTLS(cfg.Pooler); err != nil {

@@ -12,15 +12,15 @@ import (
 	"pitr/pooler/session"
 )
 
-// loop is a driver of one client and one server, without any concurrency.
-type loop struct {
+// lockstep is a driver of one client and one server, without any concurrency.
+type lockstep struct {
 	t       *testing.T
 	machine *session.Session
 	conn    net.Conn
 	state   *session.Server
 }
 
-func newLoop(t *testing.T, pg *postgres, options *session.Options) *loop {
+func newLockstep(t *testing.T, pg *postgres, options *session.Options) *lockstep {
 	conn, err := pgconn.Connect(context.Background(), pg.dsn(""))
 	if err != nil {
 		t.Fatal(err)
@@ -30,11 +30,11 @@ func newLoop(t *testing.T, pg *postgres, options *session.Options) *loop {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { hijacked.Conn.Close() })
-	return &loop{t, session.New(options, session.NoParams), hijacked.Conn, session.NewServer(hijacked.ParameterStatuses)}
+	return &lockstep{t, session.New(options, session.NoParams), hijacked.Conn, session.NewServer(hijacked.ParameterStatuses)}
 }
 
 // ask sends messages that end with a Sync or are a Query, and returns the types and texts of the answer.
-func (l *loop) ask(messages ...pgproto3.FrontendMessage) string {
+func (l *lockstep) ask(messages ...pgproto3.FrontendMessage) string {
 	in := encode(messages...)
 	var out session.Output
 	for {
@@ -71,7 +71,7 @@ func (l *loop) ask(messages ...pgproto3.FrontendMessage) string {
 	return readable(said.String())
 }
 
-func (l *loop) send(out []byte) {
+func (l *lockstep) send(out []byte) {
 	if len(out) == 0 {
 		return
 	}
@@ -98,7 +98,7 @@ func readable(said string) string {
 func TestABatchIsSentAgainWhenItsStatementIsStale(t *testing.T) {
 	pg := server(t)
 	options := &session.Options{Transaction: true, PreparedMax: 10, StatementLenMax: 1000, StatementsMax: 10, PipelineMax: 100, SettingsLenMax: 1000, ReplayLenMax: 1000}
-	l := newLoop(t, pg, options)
+	l := newLockstep(t, pg, options)
 	describe := &pgproto3.Describe{ObjectType: 'P'}
 	check := func(want string, messages ...pgproto3.FrontendMessage) {
 		t.Helper()
