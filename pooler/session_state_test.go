@@ -315,3 +315,23 @@ func TestStatementModeRefusesTransactions(t *testing.T) {
 		t.Error("the transaction was committed")
 	}
 }
+
+func TestLocalSetConfigCostsNoReset(t *testing.T) {
+	r := start(t, server(t), lazily)
+	conn, other := connect(t, r.dsn("")), connect(t, r.dsn(""))
+	for range 3 {
+		for _, extended := range []bool{false, true} {
+			for _, text := range []string{"begin", "select set_config('app.tenant', '7', true)", "select current_setting('app.tenant')", "commit"} {
+				if got := say(t, conn, text, extended); strings.HasPrefix(text, "select current") && got != "7,SELECT 1 T" {
+					t.Errorf("%s gave %s", text, got)
+				}
+			}
+			if got := mustQuery(t, other, "select coalesce(current_setting('app.tenant', true), '')"); got != "" {
+				t.Errorf("another client has the tenant %q", got)
+			}
+		}
+	}
+	if resets := r.Stats().Pools[0].Cleanings; resets != 0 {
+		t.Errorf("%d servers were reset", resets)
+	}
+}

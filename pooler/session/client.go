@@ -119,8 +119,11 @@ func (s *Session) heed(found hint) {
 	if found&hintFrees != 0 {
 		s.server.freed = true
 	}
-	if found&hintLeaves != 0 {
+	if found&(hintLeaves|hintConfig) != 0 {
 		s.server.dirty = true
+	}
+	if found&hintUnsettles != 0 {
+		s.server.unsettled = true
 	}
 	if found&hintForgets != 0 {
 		// Names are never used twice, so that forgetting too much costs no more than another Parse.
