@@ -197,6 +197,11 @@ func (s *Session) message(m message) (int, Step) {
 			return used, step
 		}
 	}
+	if s.server == nil && s.options.Transaction && (m.Type == pgwire.Parse || m.Type == pgwire.Bind) {
+		if used, done := s.answeredBatch(m); done {
+			return used, Step{}
+		}
+	}
 	if s.server == nil {
 		if s.readsWhole(m) && !m.whole() {
 			return 0, Step{Want: pgwire.HeaderLen + m.Body} // no server stands by while a client takes its time
