@@ -315,3 +315,48 @@ func TestStatementModeRefusesTransactions(t *testing.T) {
 		t.Error("the transaction was committed")
 	}
 }
+
+func TestLocalSetConfigCostsNoReset(t *testing.T) {
+	r := start(t, server(t), lazily)
+	conn, other := connect(t, r.dsn("")), connect(t, r.dsn(""))
+	for range 3 {
+		for _, extended := range []bool{false, true} {
+			for _, text := range []string{"begin", "select set_config('app.tenant', '7', true)", "select current_setting('app.tenant')", "commit"} {
+				if got := say(t, conn, text, extended); strings.HasPrefix(text, "select current") && got != "7,SELECT 1 T" {
+					t.Errorf("%s gave %s", text, got)
+				}
+			}
+			if got := mustQuery(t, other, "select coalesce(current_setting('app.tenant', true), '')"); got != "" {
+				t.Errorf("another client has the tenant %q", got)
+			}
+		}
+	}
+	if resets := r.Stats().Pools[0].Cleanings; resets != 0 {
+		t.Errorf("%d servers were reset", resets)
+	}
+}
+
+func TestAnIdleTransactionThatHasDoneNothingHoldsNoServer(t *testing.T) {
+	r := start(t, server(t), lazily)
+	other := connect(t, r.dsn(""))
+	for _, extended := range []bool{false, true} {
+		conn := connect(t, r.dsn(""))
+		for _, begin := range []string{"BEGIN", "start transaction isolation level serializable, read only;", "begin -- comment"} {
+			tag := strings.ToUpper(strings.Fields(begin)[0])
+			if got := say(t, conn, begin, extended); !strings.HasPrefix(got, tag) || !strings.HasSuffix(got, " T") {
+				t.Errorf("%s gave %s", begin, got)
+			}
+			mustQuery(t, other, "select 1") // there is one server
+			if got := say(t, conn, "show transaction_isolation", extended); strings.Contains(begin, "serializable") != strings.HasPrefix(got, "serializable") {
+				t.Errorf("after %s the isolation level is %s", begin, got)
+			}
+			if got := say(t, conn, "commit", extended); got != "COMMIT I" {
+				t.Errorf("commit gave %s", got)
+			}
+			say(t, conn, begin, extended)
+			if got := say(t, conn, "rollback", extended); got != "ROLLBACK I" {
+				t.Errorf("rollback gave %s", got)
+			}
+		}
+	}
+}

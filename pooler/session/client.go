@@ -119,8 +119,11 @@ func (s *Session) heed(found hint) {
 	if found&hintFrees != 0 {
 		s.server.freed = true
 	}
-	if found&hintLeaves != 0 {
+	if found&(hintLeaves|hintConfig) != 0 {
 		s.server.dirty = true
+	}
+	if found&hintUnsettles != 0 {
+		s.server.unsettled = true
 	}
 	if found&hintForgets != 0 {
 		// Names are never used twice, so that forgetting too much costs no more than another Parse.
@@ -192,6 +195,11 @@ func (s *Session) message(m message) (int, Step) {
 		m.does = scriptOf(m.query())
 		if used, step, done := s.queryLocally(m); done {
 			return used, step
+		}
+	}
+	if s.server == nil && s.options.Transaction && (m.Type == pgwire.Parse || m.Type == pgwire.Bind) {
+		if used, done := s.answeredBatch(m); done {
+			return used, Step{}
 		}
 	}
 	if s.server == nil {

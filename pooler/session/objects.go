@@ -137,7 +137,18 @@ func (s *Server) hints(text []byte, does *script) hint {
 	}
 	s.words.reset()
 	s.words.scan(text)
-	return s.words.end()
+	found := s.words.end()
+	if found&hintConfig == 0 {
+		return found
+	}
+	local, reads := localConfig(text)
+	if local {
+		found &^= hintConfig
+	}
+	if local && reads {
+		found |= hintUnsettles
+	}
+	return found
 }
 
 // objects returns what a text makes in which these words were found.

@@ -230,8 +230,11 @@ func FuzzSession(f *testing.F) {
 	f.Add([]byte("Q\x00\x00\x00\x0acopy\x00d\x00\x00\x00\x04"), []byte("G\x00\x00\x00\x04"), uint8(2), true)      // a COPY
 	f.Add([]byte{}, []byte("S\x00\x00\x00\x0eTimeZone\x00X\x00A\x00\x00\x00\x04"), uint8(200), true)              // nothing asked, much said
 	f.Add(query, []byte("?\x00\x00\x00\x04"), uint8(50), true)                                                    // a type that no server sends
+	begin := append(pgwire.AppendQuery(nil, "begin"), pgwire.AppendQuery(nil, "set x.y = 1")...)
+	f.Add(begin, []byte("1\x00\x00\x00\x042\x00\x00\x00\x04C\x00\x00\x00\x0aBEGIN\x00E\x00\x00\x00\x05\x00"), uint8(200), true) // a begin that comes late
 	f.Fuzz(func(t *testing.T, fromClient, fromServer []byte, piece uint8, transaction bool) {
-		s := New(&Options{Transaction: transaction, PreparedMax: 2, StatementLenMax: 100, StatementsMax: 2, PipelineMax: 10}, NoParams)
+		s := New(&Options{Transaction: transaction, PreparedMax: 2, StatementLenMax: 100, StatementsMax: 2, PipelineMax: 10,
+			SettingsLenMax: 100, ReplayLenMax: 100, LazyBegin: true, Objects: ObjectsPin, Listen: piece%2 == 0}, NoParams)
 		size := int(piece) + 1
 		var client, server []byte
 		var out Output

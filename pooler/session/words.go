@@ -12,9 +12,11 @@ type words struct {
 type hint uint8
 
 const (
-	hintLeaves  hint = 1 << iota // it may leave temporary objects, settings or advisory locks
-	hintForgets                  // it may drop prepared statements
-	hintFrees                    // it may drop what is only dropped on purpose: a temporary table, a lock, a cursor
+	hintLeaves    hint = 1 << iota // it may leave temporary objects, settings or advisory locks
+	hintForgets                    // it may drop prepared statements
+	hintConfig                     // it may change settings by set_config
+	hintUnsettles                  // it changes settings up to the end of the transaction, which may decide how a text is read
+	hintFrees                      // it may drop what is only dropped on purpose: a temporary table, a lock, a cursor
 )
 
 func (w *words) reset() { *w = words{} }
@@ -46,8 +48,10 @@ func (w *words) end() hint {
 		return w.found
 	}
 	switch string(word) {
-	case "temp", "temporary", "set_config":
+	case "temp", "temporary":
 		w.found |= hintLeaves
+	case "set_config":
+		w.found |= hintConfig
 	case "deallocate", "discard":
 		w.found |= hintForgets | hintLeaves | hintFrees
 	case "drop", "close", "unlisten":
