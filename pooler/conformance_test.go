@@ -24,7 +24,8 @@ type conformance struct {
 }
 
 type place struct {
-	mode   string // as the exceptions of scripts have it
+	mode   string
+	names  []string // as the exceptions of scripts have it: the mode, "shared" where servers are, "every"
 	target protocoltest.Target
 	owner  *postgresAdmin
 }
@@ -58,7 +59,11 @@ func newConformance(t *testing.T) *conformance {
 		mustQuery(t, admin, "create database "+name)
 		owner := connect(t, fmt.Sprintf("host=127.0.0.1 port=%d user=postgres dbname=%s sslmode=disable", pg.port, name))
 		mustQuery(t, owner, "create schema noise; set client_min_messages = 'error'")
-		return place{mode, protocoltest.Target{
+		names := []string{mode, "every"}
+		if mode != "session" {
+			names = append(names, "shared")
+		}
+		return place{mode, names, protocoltest.Target{
 			Address: "127.0.0.1:" + strconv.Itoa(port), User: "postgres", Database: name, Timeout: 30 * time.Second,
 		}, &postgresAdmin{func(sql string) error { _, err := query(owner, sql); return err }}}
 	}
@@ -93,12 +98,12 @@ func (c *conformance) compare(script *protocoltest.Script, seed uint64) (problem
 	for i := range c.poolers {
 		wait.Go(func() {
 			place := &c.poolers[i]
-			if script.Except("not", place.mode) != nil {
+			if script.Except("not", place.names) != nil {
 				return
 			}
 			got, err := place.play(script, rand.New(rand.NewPCG(seed, uint64(i)+1)))
-			difference := compareAnswers(script, place.mode, want, got, err)
-			known := script.Except("known", place.mode)
+			difference := compareAnswers(script, place, want, got, err)
+			known := script.Except("known", place.names)
 			switch {
 			case known == nil && difference != "":
 				found[i] = fmt.Sprintf("%s mode, seed %d: %s\n  the script was:\n%s", place.mode, seed, difference, script)
@@ -111,10 +116,10 @@ func (c *conformance) compare(script *protocoltest.Script, seed uint64) (problem
 	return slices.DeleteFunc(found, func(one string) bool { return one == "" })
 }
 
-func compareAnswers(script *protocoltest.Script, mode string, want, got []protocoltest.Message, err error) string {
-	rules := protocoltest.Rules{Texts: script.Except("texts", mode) != nil, Late: script.Except("late", mode) != nil}
+func compareAnswers(script *protocoltest.Script, place *place, want, got []protocoltest.Message, err error) string {
+	rules := protocoltest.Rules{Texts: script.Except("texts", place.names) != nil, Late: script.Except("late", place.names) != nil}
 	wanted := protocoltest.Normal(want, rules)
-	if mode == "statement" {
+	if place.mode == "statement" {
 		wanted = protocoltest.Statement(wanted)
 	}
 	difference := protocoltest.Difference(wanted, protocoltest.Normal(got, rules))
@@ -166,6 +171,7 @@ func TestScriptsGetTheAnswersOfPostgresInEveryMode(t *testing.T) {
 	scripts := corpus(t)
 	c := newConformance(t)
 	seed := seedOf(t)
+	defer c.disturb(t, seed)()
 	excused := 0
 	for i, script := range scripts {
 		excused += len(script.Exceptions)

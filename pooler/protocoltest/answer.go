@@ -84,8 +84,12 @@ var ports = regexp.MustCompile(`port "?\d+|PID \d+`)
 // fields are those of an error or a notice, without the place in Postgres's source (F, L, R).
 func (m Message) fields(rules Rules) string {
 	var out strings.Builder
+	skip := "FLR"
+	if bytes.Contains(m.Body, []byte("\x00C57014\x00")) {
+		skip = "FLRW" // where a cancel request hits a statement is a matter of luck
+	}
 	for _, field := range bytes.Split(m.Body, []byte{0}) {
-		if len(field) == 0 || strings.IndexByte("FLR", field[0]) >= 0 {
+		if len(field) == 0 || strings.IndexByte(skip, field[0]) >= 0 {
 			continue
 		}
 		if rules.Texts && strings.IndexByte("SVC", field[0]) < 0 {

@@ -9,6 +9,7 @@ import (
 	"net"
 	"runtime"
 	"sort"
+	"strings"
 	"time"
 )
 
@@ -28,6 +29,8 @@ type player struct {
 	seen    []Message
 	process int32
 	secret  []byte
+
+	vanished bool
 }
 
 // messageMax bounds what is believed of a length on the wire.
@@ -51,7 +54,7 @@ func Play(target Target, script *Script, random *rand.Rand) ([]Message, error) {
 	defer func() { conn.Close(); <-failed }()
 	defer close(stop)
 	p.send(startup(target, script.Login))
-	if p.until('Z', 1); len(p.seen) == 0 || p.seen[len(p.seen)-1].Type != 'Z' {
+	if p.until("Z", 1); len(p.seen) == 0 || p.seen[len(p.seen)-1].Type != 'Z' {
 		return p.seen, nil // the login was refused
 	}
 	if err := p.play(script.Steps); err != nil {
@@ -61,7 +64,10 @@ func Play(target Target, script *Script, random *rand.Rand) ([]Message, error) {
 	for m := range p.arrived {
 		p.take(m)
 	}
-	return p.seen, <-failed
+	if err := <-failed; !p.vanished {
+		return p.seen, err
+	}
+	return p.seen, nil
 }
 
 func startup(target Target, login map[string]string) []byte {
@@ -93,13 +99,14 @@ func (p *player) play(steps []Step) error {
 		due = nil
 		switch step.Action {
 		case Until:
-			p.until(step.Type, step.Count)
+			p.until(step.Types, step.Count)
 		case Cancel:
 			if err := p.cancel(); err != nil {
 				return err
 			}
 		case Vanish:
-			p.conn.Close()
+			p.vanished = true
+			return p.conn.Close()
 		}
 	}
 	p.send(due)
@@ -125,10 +132,10 @@ func (p *player) send(out []byte) {
 	}
 }
 
-func (p *player) until(kind byte, count int) {
+func (p *player) until(types string, count int) {
 	for m := range p.arrived {
 		p.take(m)
-		if m.Type == kind {
+		if strings.IndexByte(types, m.Type) >= 0 {
 			count--
 		}
 		if count == 0 {

@@ -5,6 +5,7 @@ package protocoltest
 
 import (
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -24,11 +25,11 @@ type Exception struct {
 	Reason string
 }
 
-// Except returns the exception of this kind for a mode, nil when there is none.
-func (s *Script) Except(kind, mode string) *Exception {
+// Except returns the exception of this kind for a mode, which may have several names, nil when there is none.
+func (s *Script) Except(kind string, names []string) *Exception {
 	for i := range s.Exceptions {
 		for _, one := range s.Exceptions[i].Modes {
-			if one == mode && s.Exceptions[i].Kind == kind {
+			if slices.Contains(names, one) && s.Exceptions[i].Kind == kind {
 				return &s.Exceptions[i]
 			}
 		}
@@ -51,7 +52,7 @@ type Action uint8
 // The actions of a step.
 const (
 	Send   Action = iota // Step.Bytes
-	Until                // read until Step.Count messages of type Step.Type have come since the last Until, or the connection has ended
+	Until                // read until Step.Count messages of one of Step.Types have come, or the connection has ended
 	Cancel               // send a cancel request over another connection
 	Vanish               // close the connection without a word
 )
@@ -61,7 +62,7 @@ type Step struct {
 	Text   string
 	Action Action
 	Bytes  []byte
-	Type   byte
+	Types  string
 	Count  int
 }
 
@@ -88,7 +89,7 @@ type Step struct {
 //	bytes data                        anything
 //	times N MESSAGE                   the message N times
 //
-// Other steps: "until TYPE [count]", "cancel", "vanish". A script ends with Terminate and reading to the end of the connection.
+// Other steps: "until TYPES [count]", where any one of several types counts, "cancel", "vanish". A script ends with Terminate and reading to the end of the connection.
 func Parse(text string) ([]*Script, error) {
 	var scripts []*Script
 	current := &Script{Login: map[string]string{}}
@@ -155,10 +156,10 @@ func ParseStep(line string) (Step, error) {
 		step.Action = Vanish
 		return step, nil
 	case "until":
-		if len(words) < 2 || len(words[1].text) != 1 {
+		if len(words) < 2 {
 			return step, fmt.Errorf("until which message")
 		}
-		step.Action, step.Type, step.Count = Until, words[1].text[0], 1
+		step.Action, step.Types, step.Count = Until, words[1].text, 1
 		if len(words) > 2 {
 			step.Count, err = strconv.Atoi(words[2].text)
 		}
