@@ -120,7 +120,7 @@ func compareAnswers(script *protocoltest.Script, place *place, want, got []proto
 	rules := protocoltest.Rules{Texts: script.Except("texts", place.names) != nil, Late: script.Except("late", place.names) != nil}
 	wanted := protocoltest.Normal(want, rules)
 	if place.mode == "statement" {
-		wanted = protocoltest.Statement(wanted)
+		wanted = protocoltest.Statement(wanted, rules)
 	}
 	difference := protocoltest.Difference(wanted, protocoltest.Normal(got, rules))
 	if err != nil {

@@ -79,7 +79,7 @@ func parseNoise(text string) [][]protocoltest.Step {
 const noisy = 2
 
 // noisePause keeps noise from taking all of the machine.
-const noisePause = 20 * time.Millisecond
+const noisePause = 100 * time.Millisecond
 
 // disturb lets clients run wild in each pooler until the function that it returns is called.
 func (c *conformance) disturb(t *testing.T, seed uint64) (stop func()) {

@@ -123,10 +123,11 @@ func (m Message) columns() string {
 }
 
 // Statement returns what a pooler in statement mode makes of these answers: the first transaction block ends the client.
-func Statement(lines []string) []string {
+func Statement(lines []string, rules Rules) []string {
+	refusal := Message{'E', []byte("SFATAL\x00VFATAL\x00C08P01\x00Mtransaction blocks not allowed in statement pooling mode\x00\x00")}
 	for i, line := range lines {
 		if line == "Z T" || line == "Z E" {
-			return append(slices.Clone(lines[:i]), "E S=FATAL V=FATAL C=08P01 M=transaction blocks not allowed in statement pooling mode")
+			return append(slices.Clone(lines[:i]), refusal.line(rules))
 		}
 	}
 	return lines
