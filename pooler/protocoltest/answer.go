@@ -21,6 +21,7 @@ type Message struct {
 type Rules struct {
 	Texts bool // the wording of errors and notices, though not their severity and code
 	Late  bool // when a ParameterStatus comes
+	Codes bool // which of several reasons there are to refuse a Parse: syntax, a name that exists, a transaction that has failed
 }
 
 // Normal returns answers line by line, without what differs from one connection to the next: keys, the OIDs of tables, file and line
@@ -94,6 +95,9 @@ func (m Message) fields(rules Rules) string {
 		}
 		if rules.Texts && strings.IndexByte("SVC", field[0]) < 0 {
 			continue
+		}
+		if text := string(field[1:]); rules.Codes && field[0] == 'C' && (text == "42601" || text == "42P05" || text == "25P02") {
+			field = []byte("Crefused")
 		}
 		fmt.Fprintf(&out, " %c=%s", field[0], ports.ReplaceAllString(string(field[1:]), "#"))
 	}

@@ -20,7 +20,7 @@ type Script struct {
 
 // Exception is a difference that is expected of a script where it is played. Each has a reason.
 type Exception struct {
-	Kind   string // "not", "known", "texts", "late"; see Parse
+	Kind   string // "not", "known", "texts", "codes", "late"; see Parse
 	Modes  []string
 	Reason string
 }
@@ -73,6 +73,7 @@ type Step struct {
 //	not in MODE, ...: reason          it does not apply
 //	known in MODE, ...: reason        its answers differ; it is an error if they do not
 //	texts in MODE, ...: reason        the wording of errors and notices differs
+//	codes in MODE, ...: reason        it may differ which of several reasons is given for refusing a Parse
 //	late in MODE, ...: reason         a ParameterStatus may come at another moment; in the end all are the same
 //
 // Messages, of which each word may be "quoted as in Go", x"68 65 78", repeated as in "x"*1000, or plain:
@@ -118,7 +119,7 @@ func Parse(text string) ([]*Script, error) {
 func (s *Script) line(line string) error {
 	kind, rest, _ := strings.Cut(line, " ")
 	switch kind {
-	case "not", "known", "texts", "late":
+	case "not", "known", "texts", "late", "codes":
 		modes, reason, found := strings.Cut(rest, ": ")
 		modes, in := strings.CutPrefix(modes, "in ")
 		if !found || !in {
