@@ -54,6 +54,11 @@ bench: deps-run build ## measure against PgBouncer and Odyssey: ARGS='pool --onl
 	@CGO_ENABLED=0 go build -trimpath -o bin/bench ./bench
 	@$(use_pg) bin/bench $(ARGS)
 
+.PHONY: clients
+clients: deps-run build ## smoke scripts of seven client libraries, and pgx's own tests, through the pooler; PG=17|18
+	@$(use_pg) scripts/clients.sh
+	@$(use_pg) scripts/pgx-suite.sh
+
 .PHONY: lint
 lint: ## gofmt, vet and the house rules; golangci-lint and shellcheck where they are installed
 	@unformatted=$$(gofmt -l .); [ -z "$$unformatted" ] || { echo "not gofmt'd: $$unformatted" >&2; exit 1; }

@@ -42,6 +42,8 @@ type Pooler struct {
 	ClientWriteTimeout          Duration `yaml:"client_write_timeout"`
 	PktBuf                      ByteSize `yaml:"pkt_buf"`
 	Workers                     int      `yaml:"workers"`
+	ReplaySizeMax               ByteSize `yaml:"replay_size_max"`
+	MaxClientNotifications      int      `yaml:"max_client_notifications"`
 	ClientTLSSSLMode            string   `yaml:"client_tls_sslmode"`
 	ClientTLSCertFile           string   `yaml:"client_tls_cert_file"`
 	ClientTLSKeyFile            string   `yaml:"client_tls_key_file"`
@@ -54,6 +56,7 @@ type Pooler struct {
 	PreparedStatementSizeMax    ByteSize `yaml:"prepared_statement_size_max"`
 	MaxClientSettingsSize       ByteSize `yaml:"max_client_settings_size"`
 	LazyBegin                   string   `yaml:"lazy_begin"`
+	SessionObjects              string   `yaml:"session_objects"`
 
 	Databases map[string]Database `yaml:"databases"`
 	Users     map[string]User     `yaml:"users"`

@@ -2,6 +2,7 @@ package pooler
 
 import (
 	"errors"
+	"sync/atomic"
 	"time"
 
 	"pitr/internal/pgwire"
@@ -37,7 +38,11 @@ type client struct {
 	busy     bool // there is input that was not dealt with
 	leftover bool // the server has sent a part of a message that was not used
 	ended    bool
+	listens  bool // it has ever asked for notifications
 	seen     session.Counters
+
+	subscribing int          // changes of what is listened to that are not in force yet
+	notes       atomic.Int64 // notifications on their way to it
 
 	// granted is what the pool has given, until take. Whoever calls Granted writes it; the mailbox of the loop hands it over.
 	granted struct {
@@ -50,10 +55,11 @@ type client struct {
 type wait uint8
 
 const (
-	waitsForNothing wait = iota
-	waitsForServer       // in the queue of its pool
-	waitsForReplies      // until the server has answered more of what was sent ahead
-	waitsForRoom         // until its server, or it itself, has read more of what was sent
+	waitsForNothing  wait = iota
+	waitsForServer        // in the queue of its pool
+	waitsForReplies       // until the server has answered more of what was sent ahead
+	waitsForRoom          // until its server, or it itself, has read more of what was sent
+	waitsForChannels      // until what it listens to is listened to
 )
 
 // Ready implements loop.Handler.
@@ -76,6 +82,9 @@ func (c *client) Input(in []byte) (used, want int) {
 		out.Shrink(outputMax)
 		c.worker.fromClients.Add(uint64(step.N))
 		c.stamp()
+		if c.subscribe(); c.subscribing > 0 {
+			return used, c.hold(waitsForChannels)
+		}
 		c.say()
 		switch step.Verdict {
 		case session.Read:
@@ -221,10 +230,12 @@ func (c *client) FromServer(lent *pool.Server, in []byte) (n int, err error) {
 	out.Reset(in)
 	n, failure := c.machine.FromServer(in, out)
 	c.leftover = n < len(in)
+	c.wire.Write(c.machine.TakeResend())
 	if c.entry == nil { // a notice during the login is not expected
 		c.write(out.Bytes())
 	}
 	out.Shrink(outputMax)
+	c.subscribe()
 	c.say()
 	c.count()
 	switch {
@@ -298,7 +309,7 @@ func (c *client) unlink() {
 
 // say writes the replies that the machine itself gives.
 func (c *client) say() {
-	if c.machine.HasReplies() {
+	if c.machine.HasReplies() && c.subscribing == 0 {
 		c.write(c.machine.TakeReplies())
 	}
 }
@@ -386,6 +397,7 @@ func (c *client) drop() {
 // quit leaves the queue. What was granted in this moment is given back by take.
 func (c *client) quit() {
 	c.ended = true
+	c.unsubscribe()
 	if c.waits == waitsForServer {
 		c.pool.Quit(c.waiter)
 	}

@@ -14,7 +14,7 @@ import (
 // entry is a client's way from the end of its authentication, which a goroutine of its own has done, to ReadyForQuery.
 type entry struct {
 	params *session.Params
-	tell   []byte // what is written before the welcome, such as AuthenticationOk
+	tell   []byte // the last message of the authentication, if it has one
 	timer  *time.Timer
 	remote string
 }
@@ -84,9 +84,9 @@ func (c *client) greet(welcome []pgwire.Param) {
 	if c.entry.timer != nil {
 		c.entry.timer.Stop()
 	}
+	out := append(pgwire.AppendHeader(c.entry.tell, 'R', 4), 0, 0, 0, 0) // AuthenticationOk
 	c.entry, c.waits = nil, waitsForNothing
 	c.pooler.loggedIn()
-	out := append(pgwire.AppendHeader(nil, 'R', 4), 0, 0, 0, 0) // AuthenticationOk
 	for _, param := range welcome {
 		out = pgwire.AppendParameterStatus(out, param)
 	}

@@ -24,7 +24,7 @@ func TestServerKilledMidQueryHurtsOnlyItsClient(t *testing.T) {
 	pg := server(t)
 	r := start(t, pg, nil)
 	victim, other := connect(t, r.dsn("application_name=victim")), connect(t, r.dsn(""))
-	mustQuery(t, other, "begin")
+	mustQuery(t, other, "begin; select 1")
 	failed := make(chan error, 1)
 	go func() {
 		_, err := query(victim, "select pg_sleep(60)")
@@ -107,7 +107,7 @@ func TestQueryWaitTimeoutEndsTheClient(t *testing.T) {
 		cfg.Pooler.QueryWaitTimeout = config.Duration(200 * time.Millisecond)
 	})
 	holder, waiter := connect(t, r.dsn("")), connect(t, r.dsn(""))
-	mustQuery(t, holder, "begin")
+	mustQuery(t, holder, "begin; select 1")
 	begun := time.Now()
 	_, err := query(waiter, "select 1")
 	var pgErr *pgconn.PgError
@@ -265,7 +265,7 @@ func TestDrainCutsWhatDoesNotEnd(t *testing.T) {
 	pg := server(t)
 	r := start(t, pg, func(cfg *config.Config) { cfg.Pooler.DrainTimeout = config.Duration(300 * time.Millisecond) })
 	open, deaf, half := raw(t, r), raw(t, r), dial(t, r)
-	open.send(&pgQuery{String: "begin"})
+	open.send(&pgQuery{String: "begin; select 1"})
 	open.until('Z')
 	deaf.send(&pgQuery{String: "select repeat('x', 1000) from generate_series(1, 1000000)"})
 	eventually(t, "both have a server", func() bool { return r.Stats().ClientsActive == 2 })

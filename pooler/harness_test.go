@@ -44,7 +44,7 @@ func settings(pg *postgres) config.Config {
 			Listen: []string{"127.0.0.1:0"}, PoolMode: "transaction", DefaultPoolSize: 5, MaxClientConn: 1000, MaxPreparedStatements: 200,
 			QueryWaitTimeout: 30 * second, ClientLoginTimeout: 10 * second, ServerConnectTimeout: 10 * second, ServerLoginRetry: second,
 			ServerIdleTimeout: 600 * second, ServerLifetime: 3600 * second, DrainTimeout: 5 * second, ServerResetTimeout: 10 * second,
-			ClientWriteTimeout: 60 * second, PktBuf: 4 << 10, Workers: 2, MaxLoginConn: 1000, MaxPools: 100, MaxCancelRequests: 100,
+			ClientWriteTimeout: 60 * second, PktBuf: 4 << 10, LazyBegin: "on", SessionObjects: "pin", Workers: 2, ReplaySizeMax: 16 << 10, MaxClientNotifications: 1000, MaxLoginConn: 1000, MaxPools: 100, MaxCancelRequests: 100,
 			MaxParameterSets: 100, MaxPipelineMessages: 10000, MaxClientPreparedStatements: 10000, PreparedStatementSizeMax: 1 << 20,
 			MaxClientSettingsSize: 16 << 10,
 			Auth:                  config.Auth{Type: "trust"},

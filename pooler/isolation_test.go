@@ -12,7 +12,7 @@ func onePerPool(cfg *config.Config) { cfg.Pooler.DefaultPoolSize = 1 }
 
 func TestNothingOfOneClientReachesTheNext(t *testing.T) {
 	pg := server(t)
-	r := start(t, pg, onePerPool)
+	r := start(t, pg, func(cfg *config.Config) { onePerPool(cfg); cfg.Pooler.SessionObjects = "reset" })
 	first, second := connect(t, r.dsn("")), connect(t, r.dsn(""))
 	leave := func(sql, check, want string) {
 		t.Helper()

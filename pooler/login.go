@@ -55,7 +55,8 @@ func (p *Pooler) admit(c *client, conn net.Conn, in *bufio.Reader, ask request) 
 	if err := negotiate(conn, ask); err != nil {
 		return err
 	}
-	if err := p.authenticate(conn, in, ask.user); err != nil {
+	last, err := p.authenticate(conn, in, ask.user)
+	if err != nil {
 		return err
 	}
 	servers, err := p.pools.Get(ask.database, ask.user)
@@ -69,7 +70,7 @@ func (p *Pooler) admit(c *client, conn net.Conn, in *bufio.Reader, ask request) 
 		return pgwire.Fatal("58000", "the pooler's configuration for this database cannot be used; its log says why")
 	}
 	c.pool, c.options = servers, p.options(ask)
-	c.entry = &entry{params: ask.params, remote: conn.RemoteAddr().String()}
+	c.entry = &entry{params: ask.params, tell: last, remote: conn.RemoteAddr().String()}
 	return nil
 }
 
@@ -208,44 +209,45 @@ func send(conn net.Conn, message pgproto3.BackendMessage) error {
 	return err
 }
 
-// authenticate lets the client show who it is.
-func (p *Pooler) authenticate(conn net.Conn, in *bufio.Reader, user string) error {
+// authenticate lets the client show who it is. What is to be told last is returned, to be sent together with what follows.
+func (p *Pooler) authenticate(conn net.Conn, in *bufio.Reader, user string) (last []byte, err error) {
 	refused := pgwire.Fatal("28P01", fmt.Sprintf("password authentication failed for user %q", user))
 	if trusted, unknown := p.users.Trusted(user); unknown {
-		return pgwire.Fatal("28000", fmt.Sprintf("user %q may not log in", user))
+		return nil, pgwire.Fatal("28000", fmt.Sprintf("user %q may not log in", user))
 	} else if trusted {
-		return nil
+		return nil, nil
 	}
 	conversation, err := p.users.Begin(user)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if err := send(conn, &pgproto3.AuthenticationSASL{AuthMechanisms: []string{auth.Mechanism}}); err != nil {
-		return err
+		return nil, err
 	}
 	body, err := readPassword(in)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	var initial pgproto3.SASLInitialResponse
 	if err := initial.Decode(body); err != nil || initial.AuthMechanism != auth.Mechanism {
-		return pgwire.Fatal("08P01", "client selected an invalid SASL authentication mechanism")
+		return nil, pgwire.Fatal("08P01", "client selected an invalid SASL authentication mechanism")
 	}
 	answer, _, err := conversation.Step(initial.Data)
 	if err != nil {
-		return refused
+		return nil, refused
 	}
 	if err := send(conn, &pgproto3.AuthenticationSASLContinue{Data: answer}); err != nil {
-		return err
+		return nil, err
 	}
 	if body, err = readPassword(in); err != nil {
-		return err
+		return nil, err
 	}
 	answer, done, err := conversation.Step(body)
 	if err != nil || !done {
-		return refused
+		return nil, refused
 	}
-	return send(conn, &pgproto3.AuthenticationSASLFinal{Data: answer})
+	final := pgproto3.AuthenticationSASLFinal{Data: answer}
+	return final.Encode(nil)
 }
 
 // readPassword reads one message of the client's side of a login.

@@ -14,15 +14,21 @@ func (p *Pooler) options(ask request) *session.Options {
 			mode = override
 		}
 	}
-	options := sessionOptions(p.cfg, mode != "session")
-	options.Statement = mode == "statement"
-	return options
+	return p.sessions[mode]
 }
 
-func sessionOptions(cfg config.Pooler, transaction bool) *session.Options {
-	return &session.Options{
-		Transaction: transaction, PreparedMax: cfg.MaxPreparedStatements, StatementLenMax: int(cfg.PreparedStatementSizeMax),
-		StatementsMax: cfg.MaxClientPreparedStatements, PipelineMax: cfg.MaxPipelineMessages,
-		SettingsLenMax: int(cfg.MaxClientSettingsSize), LazyBegin: cfg.LazyBegin == "on",
+// sessionOptions returns how sessions of each pool mode are held.
+func sessionOptions(cfg config.Pooler) map[string]*session.Options {
+	modes := map[string]*session.Options{}
+	for _, mode := range []string{"session", "transaction", "statement"} {
+		modes[mode] = &session.Options{
+			Transaction: mode != "session", Statement: mode == "statement", Listen: mode == "transaction",
+			PreparedMax: cfg.MaxPreparedStatements, StatementLenMax: int(cfg.PreparedStatementSizeMax),
+			StatementsMax: cfg.MaxClientPreparedStatements, PipelineMax: cfg.MaxPipelineMessages, ReplayLenMax: int(cfg.ReplaySizeMax),
+			SettingsLenMax: int(cfg.MaxClientSettingsSize), LazyBegin: cfg.LazyBegin == "on", Objects: sessionObjects[cfg.SessionObjects],
+		}
 	}
+	return modes
 }
+
+var sessionObjects = map[string]session.ObjectPolicy{"pin": session.ObjectsPin, "refuse": session.ObjectsRefuse, "reset": session.ObjectsReset}

@@ -3,6 +3,7 @@ package pooler
 import (
 	"context"
 	"fmt"
+	"strconv"
 	"testing"
 
 	"github.com/jackc/pgx/v5"
@@ -195,5 +196,39 @@ func crowd(t testing.TB, n int, client func(int) error) {
 	}
 	if t.Failed() {
 		t.FailNow()
+	}
+}
+
+// TestStatementsSurviveDDL alters what prepared statements read, which Postgres answers with 0A000, and drops them behind the
+// client's back, which it answers with 26000.
+func TestStatementsSurviveDDL(t *testing.T) {
+	pg := server(t)
+	r := start(t, pg, onePerPool)
+	conn, other := connect(t, r.dsn("")), connect(t, r.dsn(""))
+	mustQuery(t, other, "drop table if exists altered; create table altered (a int); insert into altered values (1)")
+	if _, err := conn.Prepare(t.Context(), "s1", "select * from altered", nil); err != nil {
+		t.Fatal(err)
+	}
+	columns := func() int {
+		t.Helper()
+		result := conn.ExecPrepared(t.Context(), "s1", nil, nil, nil).Read()
+		if result.Err != nil {
+			t.Fatal(result.Err)
+		}
+		return len(result.FieldDescriptions)
+	}
+	if n := columns(); n != 1 {
+		t.Errorf("%d columns", n)
+	}
+	for n := 2; n < 6; n++ {
+		mustQuery(t, other, "alter table altered add column b"+strconv.Itoa(n)+" int")
+		if got := columns(); got != n {
+			t.Errorf("%d columns after the table has got %d", got, n)
+		}
+	}
+	mustQuery(t, other, "deallocate all")
+	mustQuery(t, other, "discard all")
+	if got := columns(); got != 5 {
+		t.Errorf("%d columns after all statements were dropped", got)
 	}
 }

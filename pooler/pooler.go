@@ -12,6 +12,7 @@ import (
 	"log/slog"
 	"net"
 	"sync"
+	"syscall"
 	"time"
 
 	"pitr/config"
@@ -19,6 +20,7 @@ import (
 	"pitr/pooler/auth"
 	"pitr/pooler/loop"
 	"pitr/pooler/pool"
+	"pitr/pooler/session"
 )
 
 // Pooler is one pooler. Make it with New, then call Listen, then Run.
@@ -30,16 +32,18 @@ type Pooler struct {
 	tls       *tls.Config // towards clients; nil without
 	listeners []net.Listener
 	workers   []*worker
-	loops     sync.WaitGroup // the goroutines of workers
-	logins    chan struct{}  // one token for each client that has not logged in
-	cancels   chan struct{}  // one token for each cancel request on its way
+	sessions  map[string]*session.Options // by pool mode
+	loops     sync.WaitGroup              // the goroutines of workers
+	logins    chan struct{}               // one token for each client that has not logged in
+	cancels   chan struct{}               // one token for each cancel request on its way
 	counters  counters
 	work      sync.WaitGroup // clients, and those who are not clients yet
 
 	// mu guards the fields below. It is held for map operations only.
 	mu       sync.Mutex
-	clients  map[uint32]*client    // by the process id that the client was given
-	conns    map[net.Conn]struct{} // those that no worker has yet
+	listens  map[string]*subscriptions // by database
+	clients  map[uint32]*client        // by the process id that the client was given
+	conns    map[net.Conn]struct{}     // those that no worker has yet
 	draining bool
 }
 
@@ -53,7 +57,7 @@ func New(cfg config.Config, log *slog.Logger) (*Pooler, error) {
 		return nil, err
 	}
 	p := &Pooler{
-		cfg: cfg.Pooler, log: log, users: users, clients: map[uint32]*client{}, conns: map[net.Conn]struct{}{},
+		cfg: cfg.Pooler, log: log, users: users, sessions: sessionOptions(cfg.Pooler), clients: map[uint32]*client{}, listens: map[string]*subscriptions{}, conns: map[net.Conn]struct{}{},
 		logins: make(chan struct{}, cfg.Pooler.MaxLoginConn), cancels: make(chan struct{}, cfg.Pooler.MaxCancelRequests),
 	}
 	if p.tls, err = serverTLS(cfg.Pooler); err != nil {
@@ -66,10 +70,21 @@ func New(cfg config.Config, log *slog.Logger) (*Pooler, error) {
 	return p, nil
 }
 
+// listening makes accepted sockets inherit what would else take four calls for each of them: a client whose machine has died is
+// noticed after a minute or so.
+var listening = net.ListenConfig{
+	KeepAlive: -1,
+	Control: func(_, _ string, raw syscall.RawConn) error {
+		var failed error
+		err := raw.Control(func(fd uintptr) { failed = setKeepAlive(int(fd)) })
+		return errors.Join(err, failed)
+	},
+}
+
 // Listen opens all addresses of pooler.listen. Clients are served once Run is called. After an error none is open.
 func (p *Pooler) Listen() error {
 	for _, address := range p.cfg.Listen {
-		listener, err := net.Listen("tcp", address)
+		listener, err := listening.Listen(context.Background(), "tcp", address)
 		if err != nil {
 			p.closeListeners()
 			return fmt.Errorf("pooler.listen: %w", err)

@@ -12,7 +12,7 @@ func TestClientsAreServedFirstComeFirstServed(t *testing.T) {
 	r := start(t, pg, onePerPool)
 	holder := connect(t, r.dsn(""))
 	mustQuery(t, holder, "drop sequence if exists turns; create sequence turns minvalue 0")
-	mustQuery(t, holder, "begin")
+	mustQuery(t, holder, "begin; select 1")
 	const waiters = 5
 	var turns [waiters]string
 	failures := make(chan error, waiters)
@@ -50,8 +50,8 @@ func TestServersAreUsedLastInFirstOut(t *testing.T) {
 	pg := server(t)
 	r := start(t, pg, func(cfg *config.Config) { cfg.Pooler.DefaultPoolSize = 2 })
 	first, second := connect(t, r.dsn("")), connect(t, r.dsn(""))
-	mustQuery(t, first, "begin")
-	mustQuery(t, second, "begin")
+	mustQuery(t, first, "begin; select 1")
+	mustQuery(t, second, "begin; select 1")
 	mustQuery(t, first, "commit")
 	last := mustQuery(t, second, "select pg_backend_pid()")
 	eventually(t, "the first server is idle", func() bool { return r.Stats().Pools[0].Idle == 1 })
@@ -69,7 +69,7 @@ func TestClientThatVanishesLeavesTheQueue(t *testing.T) {
 	r := start(t, pg, func(cfg *config.Config) { onePerPool(cfg); cfg.Pooler.QueryWaitTimeout = 0 })
 	holder, gone, patient := connect(t, r.dsn("")), raw(t, r), connect(t, r.dsn(""))
 	mustQuery(t, holder, "create table if not exists queued (x text); truncate queued")
-	mustQuery(t, holder, "begin")
+	mustQuery(t, holder, "begin; select 1")
 	gone.send(&pgQuery{String: "insert into queued values ('gone')"})
 	eventually(t, "the client waits", func() bool { return r.Stats().ClientsWaiting == 1 })
 	failed := make(chan error, 1)

@@ -12,7 +12,7 @@ import (
 	"pitr/config"
 )
 
-func lazily(cfg *config.Config) { onePerPool(cfg); cfg.Pooler.LazyBegin = "on" }
+func lazily(cfg *config.Config) { onePerPool(cfg); cfg.Pooler.LazyBegin, cfg.Pooler.SessionObjects = "on", "reset" }
 
 // say runs a script of one statement after another, in the simple protocol or the extended one, and returns what came of each: rows, tag, error, and the state.
 func say(t *testing.T, conn *pgconn.PgConn, statement string, extended bool) string {
@@ -70,7 +70,7 @@ func TestTheSessionLooksAsOneOfPostgres(t *testing.T) {
 					}
 					if through.TxStatus() == 'I' {
 						seen := "select concat_ws('|', current_setting('timezone'), current_setting('work_mem'), current_setting('search_path'), " +
-							"current_user, session_user, current_setting('x.y', true), current_setting('statement_timeout'))"
+							"current_user, session_user, current_setting('x.y', true), current_setting('statement_timeout'), (select string_agg(name, ',') from pg_prepared_statements where from_sql))"
 						if got := mustQuery(t, other, seen); strings.TrimRight(got, "|0") != `Europe/Paris|4MB|"$user", public|postgres|postgres` {
 							t.Errorf("after %s another client sees %s", line, got)
 						}
@@ -267,6 +267,33 @@ select set_config('work_mem', '44MB', true)
 show work_mem
 commit
 show work_mem
+`, `
+prepare a as select 1
+execute a
+prepare a as select 2
+execute a
+prepare "B c" (int) as select $1 + 1 -- comment
+execute "B c"(4)
+begin
+prepare c as select 3
+rollback
+execute c
+deallocate a
+execute a
+deallocate prepare "B c"
+execute "B c"(1)
+deallocate nonsense
+execute c
+prepare d as select 5; execute d
+execute d
+deallocate all
+execute c
+prepare h as select pg_advisory_lock(17)
+discard all
+execute h
+prepare i as select 9
+execute i
+deallocate i
 `}
 
 func TestStatementModeRefusesTransactions(t *testing.T) {
@@ -286,5 +313,50 @@ func TestStatementModeRefusesTransactions(t *testing.T) {
 	}
 	if got := mustQuery(t, connect(t, r.dsn("")), "select to_regclass('never') is null"); got != "t" {
 		t.Error("the transaction was committed")
+	}
+}
+
+func TestLocalSetConfigCostsNoReset(t *testing.T) {
+	r := start(t, server(t), lazily)
+	conn, other := connect(t, r.dsn("")), connect(t, r.dsn(""))
+	for range 3 {
+		for _, extended := range []bool{false, true} {
+			for _, text := range []string{"begin", "select set_config('app.tenant', '7', true)", "select current_setting('app.tenant')", "commit"} {
+				if got := say(t, conn, text, extended); strings.HasPrefix(text, "select current") && got != "7,SELECT 1 T" {
+					t.Errorf("%s gave %s", text, got)
+				}
+			}
+			if got := mustQuery(t, other, "select coalesce(current_setting('app.tenant', true), '')"); got != "" {
+				t.Errorf("another client has the tenant %q", got)
+			}
+		}
+	}
+	if resets := r.Stats().Pools[0].Cleanings; resets != 0 {
+		t.Errorf("%d servers were reset", resets)
+	}
+}
+
+func TestAnIdleTransactionThatHasDoneNothingHoldsNoServer(t *testing.T) {
+	r := start(t, server(t), lazily)
+	other := connect(t, r.dsn(""))
+	for _, extended := range []bool{false, true} {
+		conn := connect(t, r.dsn(""))
+		for _, begin := range []string{"BEGIN", "start transaction isolation level serializable, read only;", "begin -- comment"} {
+			tag := strings.ToUpper(strings.Fields(begin)[0])
+			if got := say(t, conn, begin, extended); !strings.HasPrefix(got, tag) || !strings.HasSuffix(got, " T") {
+				t.Errorf("%s gave %s", begin, got)
+			}
+			mustQuery(t, other, "select 1") // there is one server
+			if got := say(t, conn, "show transaction_isolation", extended); strings.Contains(begin, "serializable") != strings.HasPrefix(got, "serializable") {
+				t.Errorf("after %s the isolation level is %s", begin, got)
+			}
+			if got := say(t, conn, "commit", extended); got != "COMMIT I" {
+				t.Errorf("commit gave %s", got)
+			}
+			say(t, conn, begin, extended)
+			if got := say(t, conn, "rollback", extended); got != "ROLLBACK I" {
+				t.Errorf("rollback gave %s", got)
+			}
+		}
 	}
 }

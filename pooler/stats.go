@@ -11,7 +11,7 @@ type counters struct {
 	logins, loginFailures, acceptErrors              atomic.Uint64
 	clientLimitHits, loginLimitHits, cancelLimitHits atomic.Uint64
 	pipelineLimitHits, writeTimeouts, cancelRequests atomic.Uint64
-	serversLost                                      atomic.Uint64
+	serversLost, notificationsDropped                atomic.Uint64
 }
 
 // Stats is a snapshot. Counters count since the start.
@@ -45,6 +45,8 @@ type LimitHits struct {
 	MaxParameterSets    uint64
 	QueryWaitTimeout    uint64
 	ClientWriteTimeout  uint64
+	// MaxClientNotifications counts notifications that did not arrive, because of this limit or because the client did not read.
+	MaxClientNotifications uint64
 }
 
 // Stats returns a snapshot of the whole pooler. It takes each lock for a moment and never waits for a client or a server.
@@ -58,7 +60,7 @@ func (p *Pooler) Stats() Stats {
 		Limits: LimitHits{
 			MaxClientConn: n.clientLimitHits.Load(), MaxLoginConn: n.loginLimitHits.Load(), MaxPools: poolHits,
 			MaxCancelRequests: n.cancelLimitHits.Load(), MaxPipelineMessages: n.pipelineLimitHits.Load(),
-			ClientWriteTimeout: n.writeTimeouts.Load(),
+			ClientWriteTimeout: n.writeTimeouts.Load(), MaxClientNotifications: n.notificationsDropped.Load(),
 		},
 	}
 	for _, w := range p.workers {

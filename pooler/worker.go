@@ -2,7 +2,6 @@ package pooler
 
 import (
 	"fmt"
-	"runtime"
 	"sync/atomic"
 
 	"pitr/pooler/loop"
@@ -43,10 +42,8 @@ func (p *Pooler) leastBusy() *worker {
 	return least
 }
 
-// runWorkers drives the workers until they are told to stop. A busy worker keeps a P of Go's scheduler even while it waits, so that the
-// goroutines that let clients in get as many more.
+// runWorkers drives the workers until they are told to stop.
 func (p *Pooler) runWorkers() {
-	runtime.GOMAXPROCS(runtime.GOMAXPROCS(0) + len(p.workers))
 	for _, w := range p.workers {
 		p.loops.Go(func() {
 			if err := w.Run(); err != nil {

@@ -5,6 +5,7 @@
 package loop
 
 import (
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -109,6 +110,10 @@ func (l *Loop) Discard() { l.poll.close() }
 
 // Run drives the sockets until Stop. It is called once.
 func (l *Loop) Run() error {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	moreProcessors(1)
+	defer moreProcessors(-1)
 	defer l.poll.close()
 	for {
 		if err := l.turn(); err != nil {
@@ -122,6 +127,16 @@ func (l *Loop) Run() error {
 			return nil
 		}
 	}
+}
+
+// processors guards GOMAXPROCS.
+var processors sync.Mutex
+
+// moreProcessors gives Go's scheduler as many more Ps as there are loops, since a busy loop keeps one even while it waits.
+func moreProcessors(n int) {
+	processors.Lock()
+	defer processors.Unlock()
+	runtime.GOMAXPROCS(runtime.GOMAXPROCS(0) + n)
 }
 
 // turn is one batch: wait, read and decide, then send.

@@ -20,6 +20,7 @@ const (
 	readWrite
 	deferrable
 	notDeferrable
+	keepsPortal // it was begun in the extended protocol, which leaves the unnamed portal behind
 )
 
 // modeTexts are the transaction modes as gram.y has them (transaction_mode_item), and what they make of which default.
@@ -150,16 +151,22 @@ func (mode beginMode) append(out []byte) []byte {
 	out = append(append(append(out, 0), text...), 0, 0, 0)
 	out = append(pgwire.AppendHeader(out, pgwire.Bind, 1+1+2+2+2), 0, 0, 0, 0, 0, 0, 0, 0)
 	out = append(pgwire.AppendHeader(out, pgwire.Execute, 1+4), 0, 0, 0, 0, 0)
-	out = append(pgwire.AppendHeader(out, pgwire.Close, 1+1), 'P', 0)
+	if mode&keepsPortal == 0 {
+		out = append(pgwire.AppendHeader(out, pgwire.Close, 1+1), 'P', 0)
+	}
 	return pgwire.AppendNamed(out, pgwire.Close, "")
 }
 
 // sendBegin lets the server begin the transaction that the client was told it has begun.
 func (s *Session) sendBegin(out *Output) {
 	out.buf = s.begin.append(out.open())
+	r := reply{kind: replyBegin}
+	if s.begin&keepsPortal != 0 {
+		r.done = 1
+	}
 	s.begin, s.status = 0, pgwire.Transaction
 	s.server.unnamedUsed = false
-	s.replies.push(reply{kind: replyBegin})
+	s.replies.push(r)
 }
 
 // beginReply accounts for the answers to a begin that the client did not wait for.
@@ -220,12 +227,8 @@ func (s *Session) state() byte {
 }
 
 // answered answers a simple query for which no server is needed: none is linked, and it is certain what one would say.
-func (s *Session) answered(text []byte) bool {
-	script := scriptOf(text)
-	if script == nil || len(script.commands) != 1 {
-		return false
-	}
-	switch c := &script.commands[0]; c.kind {
+func (s *Session) answered(c *command) bool {
+	switch c.kind {
 	case commandBegin:
 		if !s.options.LazyBegin || s.options.Statement || s.begin != 0 {
 			return false
@@ -244,6 +247,20 @@ func (s *Session) answered(text []byte) bool {
 		}
 		s.discard()
 		s.answer("DISCARD ALL", pgwire.Idle)
+	case commandListen, commandUnlisten, commandUnlistenAll:
+		if s.begin != 0 || !s.listenable(c) {
+			return false
+		}
+		s.listens(c)
+		tag := "UNLISTEN"
+		if c.kind == commandListen {
+			tag = "LISTEN"
+		}
+		s.answer(tag, pgwire.Idle)
+	case commandDeallocateAll:
+		clear(s.names)
+		s.sql = nil
+		s.answer("DEALLOCATE ALL", s.state())
 	default:
 		return false
 	}
@@ -256,4 +273,8 @@ func (s *Session) discard() {
 	s.params = s.startup
 	s.unnamed.known = false
 	clear(s.names)
+	s.sql = nil
+	if s.listening != nil {
+		s.listens(&command{kind: commandUnlistenAll})
+	}
 }

@@ -38,7 +38,7 @@ type bench struct {
 
 func newBench(tb testing.TB, keep bool) *bench {
 	b := &bench{server: NewServer(nil), keep: keep}
-	b.session = New(&Options{Transaction: true, PreparedMax: 100, StatementLenMax: 1000, StatementsMax: 10, PipelineMax: 1000, SettingsLenMax: 1000, LazyBegin: true}, NoParams)
+	b.session = New(&Options{Transaction: true, PreparedMax: 100, StatementLenMax: 1000, StatementsMax: 10, PipelineMax: 1000, SettingsLenMax: 1000, LazyBegin: true, ReplayLenMax: 4000}, NoParams)
 	parse := append(pgwire.AppendParse(nil, "s1", "select abalance from pgbench_accounts where aid = $1\x00\x00\x00"), pgwire.AppendEmpty(nil, 'S')...)
 	b.play(tb, exchange{parse, append(pgwire.AppendEmpty(nil, '1'), pgwire.AppendReady(nil, 'I')...)})
 	return b

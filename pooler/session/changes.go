@@ -18,6 +18,7 @@ type change struct {
 	sets      []setting
 	all       bool
 	savepoint string
+	listen    *command
 }
 
 // changesMax bounds the steps of one transaction.
@@ -46,6 +47,16 @@ func (s *Session) carriedOut(c *command, tag []byte, lone bool) {
 		s.rollback(c, kind)
 	case "DISCARD ALL":
 		s.discarded(lone)
+	case "PREPARE":
+		s.prepareCarriedOut(c, kind)
+	case "LISTEN", "UNLISTEN":
+		s.listenCarriedOut(c, kind)
+	case "DECLARE CURSOR":
+		if kind != commandDeclare || c.hold {
+			s.server.dirty = true
+		}
+	case "DEALLOCATE":
+		s.deallocateCarriedOut(c, kind)
 	}
 }
 
@@ -57,8 +68,14 @@ func (s *Session) set(c *command, kind commandKind) {
 		s.note(change{all: true})
 	case commandSetLocal:
 	default:
-		s.server.dirty = true
+		s.lost()
 	}
+}
+
+// lost is called where the server has something of the client's that cannot be brought to another one.
+func (s *Session) lost() {
+	s.server.dirty = true
+	s.server.objects |= objectUnclear
 }
 
 // unclear is called where something was done that may or may not take changes back.
@@ -73,7 +90,7 @@ func (s *Session) note(c change) {
 		s.changes = &changes{}
 	}
 	if len(s.changes.log) >= changesMax {
-		s.server.dirty = true
+		s.lost()
 		return
 	}
 	s.changes.log = append(s.changes.log, c)
@@ -132,9 +149,14 @@ func (s *Session) commit() {
 	}
 	log := s.changes.log
 	s.changes.log = log[:0:0]
+	for _, step := range log {
+		if step.listen != nil {
+			s.listens(step.listen)
+		}
+	}
 	wanted, there := s.params.after(log, s.startup), s.server.params.after(log, NoParams)
 	if len(wanted.key) > s.options.SettingsLenMax || s.foreign(log) {
-		s.server.dirty = true // they end here, as those do that nobody understands
+		s.lost()
 		return
 	}
 	s.server.params = there
@@ -200,7 +222,7 @@ func (p *Params) after(log []change, reset *Params) *Params {
 func (s *Session) discarded(lone bool) {
 	s.changes = &changes{touched: []string{""}}
 	s.discard()
-	s.server.params = NoParams
+	s.server.params, s.server.objects = NoParams, 0
 	s.server.forgetAll()
 	if lone {
 		s.server.dirty, s.server.unnamedUsed = false, false
@@ -220,6 +242,7 @@ func (s *Session) settle() {
 		s.reports()
 	}
 	s.changes = nil
+	s.server.freed = s.server.freed || s.failed // what an error has taken back may be all there was
 }
 
 // reports compares what the server has reported in the course of a transaction with what is known to have changed. A setting that

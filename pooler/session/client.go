@@ -29,6 +29,15 @@ type Step struct {
 // FromClient takes what a client has sent. What is due to the server is put into out, which must have been Reset to in; what is
 // due to the client by the machine itself waits in TakeReplies.
 func (s *Session) FromClient(in []byte, out *Output) Step {
+	if s.server != nil && s.server.replay.state == replayRecording {
+		s.server.replay.mark = len(out.Bytes())
+	}
+	step := s.fromClientTo(in, out)
+	s.record(out)
+	return step
+}
+
+func (s *Session) fromClientTo(in []byte, out *Output) Step {
 	n := 0
 	for n < len(in) {
 		if s.fromClient.body.Inside() {
@@ -66,6 +75,8 @@ type message struct {
 	in  []byte
 	at  int
 	out *Output
+
+	does *script // Query: what it does, where that is known and matters
 }
 
 // body returns the part of the body that has arrived.
@@ -105,8 +116,14 @@ func (s *Session) clientBody(in []byte, at int, out *Output) int {
 
 // heed acts on what a text that was sent to the server may do to its state.
 func (s *Session) heed(found hint) {
-	if found&hintLeaves != 0 {
+	if found&hintFrees != 0 {
+		s.server.freed = true
+	}
+	if found&(hintLeaves|hintConfig) != 0 {
 		s.server.dirty = true
+	}
+	if found&hintUnsettles != 0 {
+		s.server.unsettled = true
 	}
 	if found&hintForgets != 0 {
 		// Names are never used twice, so that forgetting too much costs no more than another Parse.
@@ -141,6 +158,9 @@ const pipelineRoom = 4
 // message decides about one message and returns how many bytes of the input it has used.
 func (s *Session) message(m message) (int, Step) {
 	s.awaiting = false
+	if s.server != nil && (s.server.replay.state == replayFailed || s.server.replay.sending != nil) {
+		return 0, s.await()
+	}
 	switch m.Type {
 	case pgwire.Terminate:
 		return 0, Step{Verdict: Leave}
@@ -172,8 +192,14 @@ func (s *Session) message(m message) (int, Step) {
 		if !m.whole() {
 			return 0, Step{Want: pgwire.HeaderLen + m.Body}
 		}
-		if s.server == nil && s.answered(m.query()) {
-			return s.consume(m), Step{}
+		m.does = scriptOf(m.query())
+		if used, step, done := s.queryLocally(m); done {
+			return used, step
+		}
+	}
+	if s.server == nil && s.options.Transaction && (m.Type == pgwire.Parse || m.Type == pgwire.Bind) {
+		if used, done := s.answeredBatch(m); done {
+			return used, Step{}
 		}
 	}
 	if s.server == nil {
@@ -205,11 +231,30 @@ func (s *Session) flushAndWait(out *Output) Step {
 	return Step{Verdict: Full}
 }
 
+// queryLocally answers a simple query where no server has to. done is false when one has to.
+func (s *Session) queryLocally(m message) (used int, step Step, done bool) {
+	if m.does == nil || len(m.does.commands) != 1 {
+		return 0, Step{}, false
+	}
+	c := &m.does.commands[0]
+	if s.server == nil && s.answered(c) {
+		return s.consume(m), Step{}, true
+	}
+	step, done = s.deallocates(c)
+	if done && step.Verdict == Read {
+		used = s.consume(m)
+	}
+	return used, step, done
+}
+
 // request decides about a message that a linked server answers.
 func (s *Session) request(m message) (int, Step) {
 	if s.options.Transaction {
 		if s.server.params != s.params && s.CanRelease() {
 			s.adjust(m.out)
+		}
+		if s.server.freed && s.Pinned() && s.CanRelease() {
+			s.probe(m.out)
 		}
 		if s.fresh {
 			s.cleanSlot(m)
@@ -217,16 +262,7 @@ func (s *Session) request(m message) (int, Step) {
 	}
 	switch m.Type {
 	case pgwire.Query:
-		r := reply{kind: replyQuery}
-		if s.options.Transaction && m.whole() && m.Body <= lexMax {
-			r.script = scriptOf(m.query())
-			s.server.sends(r.script)
-		}
-		s.dropUnnamed(&r) // as exec_simple_query in src/backend/tcop/postgres.c does
-		s.replies.push(r)
-		used := s.pass(m)
-		s.watch()
-		return used, Step{}
+		return s.sendQuery(m), Step{}
 	case pgwire.FunctionCall:
 		s.server.dirty = s.server.dirty || s.options.Transaction // the function may be set_config
 		s.replies.push(reply{kind: replyFunction})
@@ -259,6 +295,25 @@ func (s *Session) request(m message) (int, Step) {
 	return s.pass(m), Step{}
 }
 
+// sendQuery passes a simple query.
+func (s *Session) sendQuery(m message) int {
+	r := reply{kind: replyQuery, script: m.does}
+	s.dropUnnamed(&r) // as exec_simple_query in src/backend/tcop/postgres.c does
+	s.replies.push(r)
+	if !s.options.Transaction || m.Body > lexMax {
+		used := s.pass(m)
+		s.watch()
+		return used
+	}
+	s.server.sends(m.does)
+	if instead := s.heedText(m.query(), m.does); instead != "" {
+		m.out.buf = pgwire.AppendQuery(m.out.open(), instead)
+		return s.consume(m)
+	}
+	m.out.pass(m.at, m.at+s.consume(m))
+	return s.consume(m)
+}
+
 // watch reads the words of the message whose header was just passed. In session mode nobody needs to know.
 func (s *Session) watch() {
 	s.fromClient.watched = s.options.Transaction && s.fromClient.body.Inside()
@@ -278,6 +333,9 @@ func (s *Session) sync(m message) int {
 	}
 	s.batch, s.skip, s.flushed = false, false, false
 	s.replies.push(reply{kind: replySync})
+	if s.server.replay.state == replayRecording {
+		s.server.replay.state = replayRecorded
+	}
 	return s.pass(m)
 }
 

@@ -28,6 +28,7 @@ const (
 	commandListen                           // LISTEN
 	commandUnlisten                         // UNLISTEN
 	commandUnlistenAll                      // UNLISTEN *
+	commandDeclare                          // DECLARE CURSOR
 )
 
 // command is one statement.
@@ -38,6 +39,7 @@ type command struct {
 	name  string    // of a savepoint, a prepared statement, a channel
 	value string    // Prepare: the statement
 	sets  []setting // Set, SetLocal, Reset: what is set
+	hold  bool      // Declare: WITH HOLD
 }
 
 // setting is a run-time parameter and what SET makes of it, as set_config has it.
@@ -98,7 +100,7 @@ const commandsMax = 1000
 func matters(word []byte) bool {
 	switch string(word) {
 	case "set", "reset", "begin", "start", "commit", "end", "rollback", "abort", "savepoint", "release", "discard", "prepare",
-		"deallocate", "listen", "unlisten":
+		"deallocate", "listen", "unlisten", "declare":
 		return true
 	}
 	return false
@@ -224,6 +226,8 @@ func (p *parser) understood() command {
 		return p.named(commandDeallocate)
 	case p.word("prepare"):
 		return p.prepare()
+	case p.word("declare"):
+		return p.declare()
 	case p.word("listen"):
 		return p.named(commandListen)
 	case p.word("unlisten"):
@@ -295,6 +299,23 @@ func isASCII(text string) bool {
 		}
 	}
 	return true
+}
+
+// declare reads DECLARE name … CURSOR [WITH HOLD | WITHOUT HOLD] FOR query.
+func (p *parser) declare() command {
+	c := p.named(commandDeclare)
+	for c.kind == commandDeclare && !p.over() && !p.word("for") {
+		with := p.word("with")
+		if with && p.word("hold") {
+			c.hold = true
+			continue
+		}
+		if !with {
+			p.advance()
+		}
+	}
+	p.rest()
+	return c
 }
 
 // prepare reads PREPARE name [(types)] AS statement. What follows the name is kept as it is.

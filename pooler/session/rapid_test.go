@@ -21,7 +21,7 @@ func TestClientsSeeWhatPostgresWouldTellThem(t *testing.T) {
 		for _, transaction := range []bool{true, false} {
 			world := &world{t: t, options: &Options{
 				Transaction: transaction, PreparedMax: rapid.SampledFrom([]int{1, 2, 100}).Draw(t, "prepared"), StatementLenMax: 1000,
-				SettingsLenMax: 1000, LazyBegin: rapid.Bool().Draw(t, "lazy"),
+				SettingsLenMax: 1000, ReplayLenMax: rapid.SampledFrom([]int{0, 60, 1000}).Draw(t, "replay"), LazyBegin: rapid.Bool().Draw(t, "lazy"),
 				StatementsMax: 100, PipelineMax: rapid.SampledFrom([]int{8, 1000}).Draw(t, "pipeline"),
 			}}
 			for range 2 {
@@ -267,6 +267,9 @@ func (w *world) fromServer() {
 	}
 	w.got = append(w.got, w.back.Bytes()...)
 	w.linked.sent = w.linked.sent[used:]
+	if more := w.session.TakeResend(); more != nil {
+		w.linked.sent = append(w.linked.sent, w.linked.model.feed(more)...)
+	}
 	w.settle()
 }
 

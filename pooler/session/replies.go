@@ -30,6 +30,8 @@ type reply struct {
 	statement *statement // the client's named statement that was parsed or closed
 	prepared  *prepared  // Parse of a named statement: what the server then has
 	script    *script    // Query, Execute: what it does, where that matters
+	sql       string     // Prelude: the statement that it PREPAREs, which may fail
+	probe     bool       // Prelude: a question about session objects
 	done      int        // Query: how many statements of the script were answered; Begin: how many Closes
 }
 

@@ -87,6 +87,9 @@ func (s *Session) gathers(h pgwire.Header) bool {
 	switch h.Type {
 	case pgwire.ReadyForQuery, pgwire.CommandComplete, pgwire.ParameterStatus, pgwire.ErrorResponse:
 		return h.Body <= gatherMax
+	case pgwire.DataRow:
+		front := s.replies.front()
+		return front != nil && front.probe && h.Body <= gatherMax
 	}
 	return false
 }
@@ -96,6 +99,7 @@ func (s *Session) giveOurs(out *Output) {
 	if s.fromServer.body.Inside() {
 		return
 	}
+	s.giveNotifications(out)
 	for s.replies.len() > 0 {
 		switch kind := s.replies.front().kind; kind {
 		case replyOurParse, replyOurClose:
@@ -119,8 +123,10 @@ func (s *Session) reply(h pgwire.Header, body []byte, gathered bool) (pass bool,
 		return false, s.prelude(h, body, gathered)
 	}
 	switch h.Type {
-	case pgwire.NoticeResponse, pgwire.NotificationResponse:
+	case pgwire.NoticeResponse:
 		return true, nil
+	case pgwire.NotificationResponse:
+		return !s.options.Listen || s.Pinned(), nil // otherwise it comes by Notify
 	case pgwire.ParameterStatus:
 		s.parameterStatus(body, gathered)
 		return true, nil
@@ -132,6 +138,10 @@ func (s *Session) reply(h pgwire.Header, body []byte, gathered bool) (pass bool,
 			failure = s.beginFailed(body)
 			front = s.replies.front()
 		}
+		if failure == nil && gathered && s.recovers(front, body) {
+			return false, nil
+		}
+		s.stale(front, body)
 		s.errorReply(front)
 		return true, failure
 	}
@@ -140,6 +150,9 @@ func (s *Session) reply(h pgwire.Header, body []byte, gathered bool) (pass bool,
 	}
 	switch h.Type {
 	case pgwire.ReadyForQuery:
+		if front != nil && front.kind == replySync && front.swallow {
+			return false, s.resends(body)
+		}
 		return true, s.ready(front, body)
 	case pgwire.ParseComplete, pgwire.BindComplete, pgwire.CloseComplete, pgwire.NoData:
 		return s.completes(h.Type, front)
@@ -190,8 +203,11 @@ func (s *Session) completes(kind byte, front *reply) (pass bool, failure *pgwire
 		return false, failure
 	}
 	r := s.replies.pop()
-	if r.prepared != nil {
+	if r.prepared != nil && r.kind == replyParse {
 		r.prepared.there = true
+	}
+	if r.kind == replyBind {
+		s.server.replay.state = replayNone
 	}
 	if r.statement != nil {
 		r.statement.valid, r.statement.replaces = true, nil
@@ -229,7 +245,7 @@ func (s *Session) commandEnd(h pgwire.Header, body []byte, front *reply) *pgwire
 	if forgetsStatements(body) {
 		s.server.forgetAll()
 		clear(s.names)
-		s.unnamed.known = false
+		s.sql, s.unnamed.known = nil, false
 	}
 	return nil
 }
@@ -344,6 +360,14 @@ func (s *Session) prelude(h pgwire.Header, body []byte, gathered bool) *pgwire.F
 			s.server.report(body)
 		}
 	case pgwire.ErrorResponse:
+		if s.replies.front().probe {
+			s.server.freed = true // ask again
+			return nil
+		}
+		if name := s.replies.front().sql; name != "" {
+			delete(s.server.sql, name)
+			return nil
+		}
 		if !gathered {
 			return pgwire.Fatal("08P01", "the client's settings were refused")
 		}
@@ -355,7 +379,11 @@ func (s *Session) prelude(h pgwire.Header, body []byte, gathered bool) *pgwire.F
 			return broken("malformed ReadyForQuery")
 		}
 		s.replies.pop()
-	case pgwire.RowDescription, pgwire.DataRow, pgwire.CommandComplete, pgwire.NoticeResponse, pgwire.NotificationResponse:
+	case pgwire.DataRow:
+		if s.replies.front().probe && gathered {
+			s.probed(body)
+		}
+	case pgwire.RowDescription, pgwire.CommandComplete, pgwire.NoticeResponse, pgwire.NotificationResponse:
 	default:
 		return broken(fmt.Sprintf("unexpected message %q", h.Type))
 	}

@@ -21,13 +21,18 @@ type Server struct {
 	words   words              // of the client's current Query or Parse
 	former  unnamed            // what was the client's unnamed statement before, in case its Parse is never carried out
 	portals map[string]*script // what the statements of portals do, where that matters
-	moved   []moved            // what it has reported of its settings since the last end of a transaction
+	replay  replay
+	uses    *prepared // what the last Bind or Describe has named
+	objects objects   // what it has that cannot be made anew elsewhere, as far as anybody knows
+	freed   bool      // some of them may have been dropped since it was asked
+	moved   []moved   // what it has reported of its settings since the last end of a transaction
 	// unsettled says that settings were changed over this link which decide how a text is read. Until the next link no statement is
 	// taken to be the same as one that was parsed before.
 	unsettled bool
 
 	// The named statements that this server has, least recently used last.
 	prepared map[preparedKey]*prepared
+	sql      map[string]sqlStatement // those that PREPARE has made
 	newest   *prepared
 	oldest   *prepared
 	// unnamedUsed says that somebody may have left an unnamed statement.
@@ -95,7 +100,7 @@ func (s *Server) Clean(in []byte) (n int, done bool, err error) {
 		case h.Type == pgwire.CommandComplete && string(body) == discardTag && !s.cleaned:
 			s.cleaned = true
 		case h.Type == pgwire.ReadyForQuery && string(body) == "I" && s.cleaned && n == len(in):
-			s.params, s.dirty, s.unnamedUsed = NoParams, false, false
+			s.params, s.dirty, s.unnamedUsed, s.objects = NoParams, false, false, 0
 			s.forgetAll()
 			return n, true, nil
 		case h.Type == pgwire.ErrorResponse:
@@ -216,6 +221,7 @@ func (s *Server) forget(p *prepared) {
 }
 
 func (s *Server) forgetAll() {
+	s.sql = nil
 	clear(s.prepared)
 	s.newest, s.oldest = nil, nil
 }

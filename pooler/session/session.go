@@ -16,8 +16,11 @@ type Options struct {
 	PreparedMax     int  // named statements kept on a server in transaction mode; zero: their names pass unchanged
 	StatementLenMax int  // bytes of a named Parse, and of an unnamed one that can be repeated on another server
 	StatementsMax   int  // named statements of one client
+	ReplayLenMax    int  // bytes of a batch that may be sent again, see Session.TakeResend; zero: none is
 	PipelineMax     int  // replies of a server that may be outstanding
 	SettingsLenMax  int  // bytes of all settings of a client that follow it from server to server
+	Objects         ObjectPolicy
+	Listen          bool // LISTEN is the driver's to carry out, see Session.Listens
 	LazyBegin       bool // a transaction begins on a server with its first statement
 }
 
@@ -45,20 +48,23 @@ type Session struct {
 	fromClient dialogue
 	fromServer dialogue
 
-	names    map[string]*statement // named statements of the client
-	unnamed  unnamed
-	serials  uint32 // counts unnamed statements
-	own      []byte // replies that the machine itself gives, for TakeReplies
-	fresh    bool   // nothing was sent over the present link yet
-	awaiting bool   // the client's next message waits for all answers
-	flushed  bool   // a Flush of ours was sent because the pipeline is full
-	counters Counters
+	names     map[string]*statement // named statements of the client
+	unnamed   unnamed
+	listening *listening              // nil for those that do not
+	sql       map[string]sqlStatement // what the client has PREPAREd
+	serials   uint32                  // counts unnamed statements
+	own       []byte                  // replies that the machine itself gives, for TakeReplies
+	fresh     bool                    // nothing was sent over the present link yet
+	awaiting  bool                    // the client's next message waits for all answers
+	flushed   bool                    // a Flush of ours was sent because the pipeline is full
+	counters  Counters
 }
 
 // Counters count since the session began.
 type Counters struct {
 	Queries      uint64 // ReadyForQuery messages that the client got from a server
 	Transactions uint64 // those of them that ended a transaction
+	Replays      uint64 // batches that were sent again
 }
 
 // dialogue is one direction's place in its current message.
@@ -92,6 +98,7 @@ func (s *Session) Link(server *Server, out *Output) {
 	s.link++
 	s.status, s.doubt, s.ignored, s.flushed, s.fresh = pgwire.Idle, false, false, false, true
 	s.adjust(out)
+	s.adjustStatements(out)
 	if s.begin != 0 {
 		s.sendBegin(out)
 	}
@@ -105,7 +112,7 @@ func (s *Session) CanRelease() bool {
 }
 
 // Due reports whether the server goes back now, by itself.
-func (s *Session) Due() bool { return s.options.Transaction && s.CanRelease() }
+func (s *Session) Due() bool { return s.options.Transaction && s.CanRelease() && !s.Pinned() }
 
 // Condition says what has to happen to a server before anybody else may have it.
 type Condition uint8
@@ -131,7 +138,8 @@ func (s *Session) Unlink() Condition {
 	}
 	server.replies.shrink()
 	server.former.valid = false
-	server.unsettled, server.moved = false, server.moved[:0]
+	server.replay.end()
+	server.unsettled, server.freed, server.moved = false, false, server.moved[:0]
 	clear(server.portals)
 	if server.dirty || !s.options.Transaction {
 		server.dirty = true

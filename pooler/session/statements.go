@@ -13,21 +13,24 @@ type statement struct {
 	tail  text
 	hints hint
 
-	script   *script    // what it does, where that matters
-	valid    bool       // Parse was answered with ParseComplete
-	replaces *statement // what has the name if this one's Parse is not carried out
+	script    *script    // what it does, where that matters
+	objects   objects    // what it makes
+	described bool       // the client may know the columns of its result
+	valid     bool       // Parse was answered with ParseComplete
+	replaces  *statement // what has the name if this one's Parse is not carried out
 }
 
 // unnamed is the client's unnamed statement. It is remembered so that it can be parsed again on another server, and
 // forgotten when it has been dropped.
 type unnamed struct {
-	known  bool
-	valid  bool   // Parse was answered with ParseComplete
-	tail   []byte // nil when it was too long to be remembered
-	hints  hint
-	script *script
-	link   uint64 // the link over which it was sent last
-	serial uint32 // counts them
+	known   bool
+	valid   bool   // Parse was answered with ParseComplete
+	tail    []byte // nil when it was too long to be remembered
+	hints   hint
+	script  *script
+	objects objects
+	link    uint64 // the link over which it was sent last
+	serial  uint32 // counts them
 }
 
 // dropUnnamed notes that what is sent now drops the unnamed statement. The reply says so, in case it is never carried out.
@@ -176,12 +179,16 @@ func (s *Session) parseUnnamed(m message) int {
 	}
 	tail := m.body()[1:]
 	s.unnamed.tail = append(s.unnamed.tail, tail...)
-	s.server.words.scan(tail)
-	s.unnamed.hints = s.server.words.end()
-	if end := bytes.IndexByte(tail, 0); end >= 0 {
-		s.unnamed.script = scriptOf(tail[:end])
-	}
+	text, _, _ := bytes.Cut(tail, []byte{0})
+	s.unnamed.script = scriptOf(text)
+	s.unnamed.hints = s.server.hints(text, s.unnamed.script)
+	s.unnamed.objects = s.unnamed.hints.objects(text, s.unnamed.script)
 	s.heed(s.unnamed.hints)
+	if instead := s.makes(s.unnamed.objects); instead != "" {
+		s.unnamed.tail = append(append(s.unnamed.tail[:0], instead...), 0, 0, 0)
+		m.out.buf = pgwire.AppendParse(m.out.open(), "", string(s.unnamed.tail))
+		return s.consume(m)
+	}
 	return s.pass(m)
 }
 
@@ -193,9 +200,13 @@ func (s *Session) parseNamed(m message, name string, tail text, query []byte) (i
 	if old == nil && len(s.names) >= s.options.StatementsMax {
 		return 0, s.fail(0, "53400", "the client has too many prepared statements", "raise pooler.max_client_prepared_statements")
 	}
-	s.server.words.reset()
-	s.server.words.scan(query)
-	st := &statement{name: name, tail: tail, hints: s.server.words.end(), script: scriptOf(query), replaces: old}
+	st := &statement{name: name, tail: tail, script: scriptOf(query), replaces: old}
+	st.hints = s.server.hints(query, st.script)
+	st.objects = st.hints.objects(query, st.script)
+	if s.refuses(st.objects) {
+		tail = unique.Make(refusal + "\x00\x00\x00")
+		st.tail, st.objects = tail, 0
+	}
 	if s.names == nil {
 		s.names = map[string]*statement{}
 	}
@@ -300,7 +311,9 @@ func (s *Session) bind(m message) (int, Step) {
 		return 0, step
 	}
 	s.server.bound(portal, s.scriptOf(name))
-	s.owes(replyBind)
+	s.records(s.names[string(name)], s.server.uses, m.out)
+	s.batch = true
+	s.replies.push(reply{kind: replyBind, prepared: s.server.uses})
 	if !rewrite {
 		return s.pass(m), Step{}
 	}
@@ -366,13 +379,21 @@ func (s *Session) describe(m message) (int, Step) {
 	if !ok {
 		return 0, s.fail(0, "08P01", "invalid DESCRIBE message", "")
 	}
+	s.server.uses = nil
 	to, step, rewrite := "", Step{}, false
 	if m.body()[0] == 'S' {
 		if to, step, rewrite = s.statementName(name, m.out); step.Verdict != Read {
 			return 0, step
 		}
 	}
-	s.owes(replyDescribe)
+	s.server.replay.asks = true
+	if st := s.names[string(name)]; st != nil && m.body()[0] == 'S' {
+		st.described = true
+	} else if s.server.replay.st != nil {
+		s.server.replay.st.described = true
+	}
+	s.batch = true
+	s.replies.push(reply{kind: replyDescribe, prepared: s.server.uses})
 	if !rewrite {
 		return s.pass(m), Step{}
 	}
@@ -382,6 +403,7 @@ func (s *Session) describe(m message) (int, Step) {
 
 // statementName says under which name the server has the client's statement, and sends it there if need be.
 func (s *Session) statementName(name []byte, out *Output) (to string, step Step, rewrite bool) {
+	s.server.uses = nil
 	if len(name) == 0 {
 		return s.unnamedName(out)
 	}
@@ -403,6 +425,8 @@ func (s *Session) statementName(name []byte, out *Output) (to string, step Step,
 	}
 	p := s.ensure(st, out)
 	s.heed(p.hints)
+	s.makes(st.objects)
+	s.server.uses = p
 	return p.name, Step{}, true
 }
 
@@ -415,6 +439,7 @@ func (s *Session) unnamedName(out *Output) (to string, step Step, rewrite bool) 
 		s.server.unnamedUsed = true
 		s.sendParse(out, "", string(u.tail), reply{kind: replyParse, swallow: true, serial: u.serial})
 		s.heed(u.hints)
+		s.makes(u.objects)
 	}
 	return "", Step{}, false
 }

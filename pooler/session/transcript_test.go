@@ -13,7 +13,7 @@ import (
 
 // TestTranscripts plays testdata/*: what a client sends, what a server answers, and what the machine makes of it.
 //
-//	session [mode=session|statement] [prepared=N] [pipeline=N] [lazy=true] [name=value …]   a new client, with settings
+//	session [mode=session|statement] [prepared=N] [pipeline=N] [lazy=true] [listen=true] [replay=N] [objects=pin|refuse] [name=value …]   a new client, with settings
 //	server N                                                          the server that the next link takes, made on first use
 //	client / from                                                     messages, one a line: "Q select 1", "P s1 select 1", "B s1", "E", "S" …
 //	link, unlink                                                      as a driver would
@@ -50,7 +50,9 @@ func (p *transcript) command(t *testing.T, d *datadriven.TestData) string {
 		p.client()
 	case "client":
 		for line := range strings.SplitSeq(d.Input, "\n") {
-			p.in = append(p.in, clientMessage(t, line)...)
+			if line != "" {
+				p.in = append(p.in, clientMessage(t, line)...)
+			}
 		}
 		p.client()
 	case "from":
@@ -59,9 +61,18 @@ func (p *transcript) command(t *testing.T, d *datadriven.TestData) string {
 			in = append(in, serverMessage(t, line)...)
 		}
 		p.from(in)
+	case "listens":
+		channels, changed := p.session.Listens()
+		fmt.Fprintf(&p.said, "%q, changed %v\n", channels, changed)
+	case "notify":
+		p.session.Notify(1, d.CmdArgs[0].Key, "payload")
+		p.say("to client", p.session.TakeReplies())
+	case "resend":
+		p.say("to server", p.session.TakeResend())
 	case "unlink":
 		fmt.Fprintf(&p.said, "%s\n", [...]string{"clean", "dirty", "broken"}[p.session.Unlink()])
 	case "clean":
+		p.server.AppendClean(nil)
 		n, done, err := p.server.Clean([]byte(joined(t, d.Input)))
 		fmt.Fprintf(&p.said, "used %d, done %v, error %v\n", n, done, err)
 	default:
@@ -87,6 +98,12 @@ func (p *transcript) newSession(t *testing.T, d *datadriven.TestData) {
 			options.Transaction, options.Statement = arg.Vals[0] != "session", arg.Vals[0] == "statement"
 		case "prepared":
 			options.PreparedMax, _ = strconv.Atoi(arg.Vals[0])
+		case "objects":
+			options.Objects = map[string]ObjectPolicy{"pin": ObjectsPin, "refuse": ObjectsRefuse}[arg.Vals[0]]
+		case "replay":
+			options.ReplayLenMax, _ = strconv.Atoi(arg.Vals[0])
+		case "listen":
+			options.Listen = true
 		case "lazy":
 			options.LazyBegin = true
 		case "pipeline":
@@ -182,6 +199,12 @@ func serverMessage(t *testing.T, line string) []byte {
 	switch kind {
 	case "Z":
 		return pgwire.AppendReady(nil, rest[0])
+	case "raw":
+		text, err := strconv.Unquote(rest)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return []byte(text)
 	case "E":
 		return pgwire.AppendError(nil, &pgwire.Failure{Severity: "ERROR", Code: rest, Message: "message"})
 	case "S":
@@ -192,6 +215,9 @@ func serverMessage(t *testing.T, line string) []byte {
 	}
 	if len(kind) != 1 {
 		t.Fatalf("unknown message %q", line)
+	}
+	if number, found := strings.CutPrefix(rest, "raw"); found && kind == "D" { // one column
+		rest = "\x00\x01\x00\x00\x00\x01" + number
 	}
 	return append(pgwire.AppendHeader(nil, kind[0], len(rest)), rest...)
 }
@@ -204,8 +230,11 @@ func FuzzSession(f *testing.F) {
 	f.Add([]byte("Q\x00\x00\x00\x0acopy\x00d\x00\x00\x00\x04"), []byte("G\x00\x00\x00\x04"), uint8(2), true)      // a COPY
 	f.Add([]byte{}, []byte("S\x00\x00\x00\x0eTimeZone\x00X\x00A\x00\x00\x00\x04"), uint8(200), true)              // nothing asked, much said
 	f.Add(query, []byte("?\x00\x00\x00\x04"), uint8(50), true)                                                    // a type that no server sends
+	begin := append(pgwire.AppendQuery(nil, "begin"), pgwire.AppendQuery(nil, "set x.y = 1")...)
+	f.Add(begin, []byte("1\x00\x00\x00\x042\x00\x00\x00\x04C\x00\x00\x00\x0aBEGIN\x00E\x00\x00\x00\x05\x00"), uint8(200), true) // a begin that comes late
 	f.Fuzz(func(t *testing.T, fromClient, fromServer []byte, piece uint8, transaction bool) {
-		s := New(&Options{Transaction: transaction, PreparedMax: 2, StatementLenMax: 100, StatementsMax: 2, PipelineMax: 10}, NoParams)
+		s := New(&Options{Transaction: transaction, PreparedMax: 2, StatementLenMax: 100, StatementsMax: 2, PipelineMax: 10,
+			SettingsLenMax: 100, ReplayLenMax: 100, LazyBegin: true, Objects: ObjectsPin, Listen: piece%2 == 0}, NoParams)
 		size := int(piece) + 1
 		var client, server []byte
 		var out Output

@@ -12,8 +12,11 @@ type words struct {
 type hint uint8
 
 const (
-	hintLeaves  hint = 1 << iota // it may leave temporary objects, settings or advisory locks
-	hintForgets                  // it may drop prepared statements
+	hintLeaves    hint = 1 << iota // it may leave temporary objects, settings or advisory locks
+	hintForgets                    // it may drop prepared statements
+	hintConfig                     // it may change settings by set_config
+	hintUnsettles                  // it changes settings up to the end of the transaction, which may decide how a text is read
+	hintFrees                      // it may drop what is only dropped on purpose: a temporary table, a lock, a cursor
 )
 
 func (w *words) reset() { *w = words{} }
@@ -45,10 +48,17 @@ func (w *words) end() hint {
 		return w.found
 	}
 	switch string(word) {
-	case "temp", "temporary", "set_config":
+	case "temp", "temporary":
 		w.found |= hintLeaves
+	case "set_config":
+		w.found |= hintConfig
 	case "deallocate", "discard":
-		w.found |= hintForgets | hintLeaves
+		w.found |= hintForgets | hintLeaves | hintFrees
+	case "drop", "close", "unlisten":
+		w.found |= hintFrees
+	}
+	if len(word) >= len("pg_advisory_unlock") && string(word[:len("pg_advisory_unlock")]) == "pg_advisory_unlock" {
+		w.found |= hintFrees
 	}
 	for _, prefix := range [...]string{"pg_temp", "pg_advisory_lock", "pg_try_advisory_lock"} {
 		if len(word) >= len(prefix) && string(word[:len(prefix)]) == prefix {
@@ -70,9 +80,13 @@ func leavesNothing(tag []byte) bool {
 	case "SELECT", "INSERT", "UPDATE", "DELETE", "MERGE", "COPY", "FETCH", "MOVE", "BEGIN", "START", "COMMIT", "ROLLBACK", "SAVEPOINT",
 		"RELEASE", "SHOW", "EXPLAIN", "VACUUM", "ANALYZE", "REINDEX", "CLUSTER", "CHECKPOINT", "NOTIFY", "LOCK", "TRUNCATE",
 		"GRANT", "REVOKE", "COMMENT", "DROP", "REFRESH", "SET", "RESET":
-		return true // of SET and RESET Session.set takes care
+		return true // of SET and RESET Session.set takes care, below of PREPARE and DEALLOCATE others
 	case "DISCARD":
 		return string(tag[end:]) != "\x00"
+	case "DECLARE":
+		return true // of what Session.carriedOut takes care
+	case "PREPARE", "DEALLOCATE":
+		return string(tag[end:]) != " TRANSACTION\x00"
 	case "CLOSE":
 		return string(tag[end:]) == " CURSOR\x00"
 	}
