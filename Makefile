@@ -49,6 +49,21 @@ torture: deps-test ## kill -9 at random, restore to random instants, count the r
 fuzz: ## run each fuzz target for FUZZTIME=20s
 	@scripts/fuzz.sh $(FUZZTIME)
 
+.PHONY: stress
+stress: deps-test ## whose row is it: 200 clients, killed at random, on servers terminated at random, for MINUTES=5; SEED=…
+	@$(use_pg) export PITR_STRESS_SECONDS=$$(( $(or $(MINUTES),5) * 60 )) PITR_SEED=$(SEED); \
+	CGO_ENABLED=1 go test -race -count=1 -v -timeout 3h -run '^TestWhoseRowIsIt' ./pooler
+
+.PHONY: conformance
+conformance: deps-test ## random scripts of raw messages, to Postgres and through the pooler in each mode, for MINUTES=5; SEED=…
+	@$(use_pg) export PITR_RANDOM_SECONDS=$$(( $(or $(MINUTES),5) * 60 )) PITR_SEED=$(SEED); \
+	go test -count=1 -v -timeout 3h -run '^Test(Random)?Scripts' ./pooler
+
+.PHONY: soak
+soak: deps-test build ## 500 clients do everything for MINUTES=20, and the pooler's memory must not grow; SEED=…
+	@$(use_pg) export PITR_SOAK_MINUTES=$(or $(MINUTES),20) PITR_SEED=$(SEED) PITR_BINARY=$(CURDIR)/bin/pitr; \
+	go test -tags soak -count=1 -v -timeout 24h -run '^TestSoak' ./pooler
+
 .PHONY: bench
 bench: deps-run build ## measure against PgBouncer and Odyssey: ARGS='pool --only simple,prepared --rounds 9'
 	@CGO_ENABLED=0 go build -trimpath -o bin/bench ./bench

@@ -61,11 +61,16 @@ type running struct {
 
 func start(t testing.TB, pg *postgres, change func(*config.Config)) *running {
 	t.Helper()
+	return startLogging(t, pg, change, slog.New(slog.NewTextHandler(testWriter{t}, &slog.HandlerOptions{Level: slog.LevelWarn})))
+}
+
+func startLogging(t testing.TB, pg *postgres, change func(*config.Config), log *slog.Logger) *running {
+	t.Helper()
 	cfg := settings(pg)
 	if change != nil {
 		change(&cfg)
 	}
-	p, err := New(cfg, slog.New(slog.NewTextHandler(testWriter{t}, &slog.HandlerOptions{Level: slog.LevelWarn})))
+	p, err := New(cfg, log)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,15 +1,8 @@
 package pooler
 
 import (
-	"fmt"
-	"math/rand/v2"
-	"os"
-	"strconv"
 	"strings"
 	"testing"
-	"time"
-
-	"github.com/jackc/pgx/v5"
 
 	"pitr/config"
 )
@@ -153,122 +146,6 @@ func TestInvalidStartupParameterIsRefusedAtLogin(t *testing.T) {
 	if got := mustQuery(t, connect(t, r.dsn("")), "select 1"); got != "1" {
 		t.Error("the pool does not work any more")
 	}
-}
-
-// TestWhoseRowIsIt lets many clients share few servers, each asking only for values that name it, in every way there is.
-func TestWhoseRowIsIt(t *testing.T) {
-	pg := server(t)
-	clients, seconds := 200, 5
-	if text := os.Getenv("PITR_STRESS_SECONDS"); text != "" {
-		seconds, _ = strconv.Atoi(text)
-	}
-	r := start(t, pg, func(cfg *config.Config) { cfg.Pooler.MaxPreparedStatements = 20 })
-	seed := uint64(time.Now().UnixNano())
-	t.Logf("seed %d", seed)
-	mustQuery(t, connect(t, r.dsn("")), "create table if not exists owned (client int, n int)")
-	deadline := time.Now().Add(time.Duration(seconds) * time.Second)
-	crowd(t, clients, func(client int) error {
-		random := rand.New(rand.NewPCG(seed, uint64(client)))
-		for time.Now().Before(deadline) {
-			if err := rounds(t, r, client, random, deadline); err != nil {
-				return fmt.Errorf("client %d: %w", client, err)
-			}
-		}
-		return nil
-	})
-	st := r.Stats()
-	t.Logf("%d transactions, %d cleanings, limits %+v", st.Pools[0].Transactions, st.Pools[0].Cleanings, st.Limits)
-}
-
-// rounds is one connection of a client, which may end in the middle of anything.
-func rounds(t *testing.T, r *running, client int, random *rand.Rand, deadline time.Time) error {
-	ctx := t.Context()
-	name := fmt.Sprintf("client-%d", client)
-	protocol := []string{"cache_statement", "exec", "simple_protocol", "describe_exec"}[random.IntN(4)]
-	conn, err := pgx.Connect(ctx, r.dsn("application_name="+name+" default_query_exec_mode="+protocol))
-	if err != nil {
-		return err
-	}
-	defer conn.Close(ctx)
-	for range 20 + random.IntN(50) {
-		if time.Now().After(deadline) {
-			return nil
-		}
-		n := random.IntN(1000)
-		want := fmt.Sprintf("%s/%d", name, n)
-		var got, app string
-		switch random.IntN(7) {
-		case 0, 1, 2:
-			err = conn.QueryRow(ctx, "select $1::text, current_setting('application_name')", want).Scan(&got, &app)
-		case 3:
-			err = conn.QueryRow(ctx, fmt.Sprintf("select $1::text, current_setting('application_name') -- %d", n%40), want).Scan(&got, &app)
-		case 4:
-			got, app, err = transaction(t, conn, client, want, random)
-		case 5:
-			batch := &pgx.Batch{}
-			batch.Queue("select 1")
-			batch.Queue("select $1::text, current_setting('application_name')", want)
-			results := conn.SendBatch(ctx, batch)
-			_, _ = results.Exec()
-			err = results.QueryRow().Scan(&got, &app)
-			err = firstOf(err, results.Close())
-		case 6:
-			rest := conn.PgConn()
-			if random.IntN(2) == 0 {
-				rest.Frontend().SendQuery(&pgQuery{String: "begin; select pg_sleep(0.001)"})
-				_ = rest.Frontend().Flush()
-			}
-			_ = rest.Conn().Close() // vanishes
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		if got != want || app != name {
-			return fmt.Errorf("got the row %q of %q", got, app)
-		}
-	}
-	return nil
-}
-
-func firstOf(errs ...error) error {
-	for _, err := range errs {
-		if err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// transaction sets something, which must be there until the end and not after.
-func transaction(t *testing.T, conn *pgx.Conn, client int, want string, random *rand.Rand) (got, app string, err error) {
-	ctx := t.Context()
-	tx, err := conn.Begin(ctx)
-	if err != nil {
-		return "", "", err
-	}
-	defer func() { _ = tx.Rollback(ctx) }()
-	if random.IntN(4) == 0 {
-		if _, err := tx.Exec(ctx, "set my.mark = '"+want+"'"); err != nil {
-			return "", "", err
-		}
-	} else if _, err := tx.Exec(ctx, "select set_config('my.mark', $1, true)", want); err != nil {
-		return "", "", err
-	}
-	if _, err := tx.Exec(ctx, "insert into owned values ($1, $2)", client, random.IntN(100)); err != nil {
-		return "", "", err
-	}
-	var foreign int
-	if err := tx.QueryRow(ctx, "select current_setting('my.mark'), current_setting('application_name')").Scan(&got, &app); err != nil {
-		return "", "", err
-	}
-	if random.IntN(3) == 0 {
-		return got, app, nil
-	}
-	if err := tx.QueryRow(ctx, "select count(*) from owned where xmin::text = txid_current()::text and client <> $1", client).Scan(&foreign); err != nil || foreign != 0 {
-		return "", "", fmt.Errorf("%d foreign rows: %w", foreign, err)
-	}
-	return got, app, tx.Commit(ctx)
 }
 
 // TestStatementsMeanWhatTheirClientsSettingsSay lets clients prepare the same bytes under settings that decide, while Postgres

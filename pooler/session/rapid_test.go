@@ -14,25 +14,25 @@ import (
 
 // TestClientsSeeWhatPostgresWouldTellThem plays random scripts to a server of the client's own and through the machine, over
 // servers that are shared with others, in pieces of random size. The answers have to be the same.
-func TestClientsSeeWhatPostgresWouldTellThem(t *testing.T) {
-	rapid.Check(t, func(t *rapid.T) {
-		script := drawScript(t)
-		rounds, want := playDirectly(script)
-		for _, transaction := range []bool{true, false} {
-			world := &world{t: t, options: &Options{
-				Transaction: transaction, PreparedMax: rapid.SampledFrom([]int{1, 2, 100}).Draw(t, "prepared"), StatementLenMax: 1000,
-				SettingsLenMax: 1000, ReplayLenMax: rapid.SampledFrom([]int{0, 60, 1000}).Draw(t, "replay"), LazyBegin: rapid.Bool().Draw(t, "lazy"),
-				StatementsMax: 100, PipelineMax: rapid.SampledFrom([]int{8, 1000}).Draw(t, "pipeline"),
-			}}
-			for range 2 {
-				world.servers = append(world.servers, newServerWorld(transaction))
-			}
-			got := world.play(rounds)
-			if refusals.Replace(messages(got)) != refusals.Replace(messages(want)) {
-				t.Fatalf("transaction mode %v\nscript %s\nwant   %s\ngot    %s", transaction, messages(bytes.Join(script, nil)), messages(want), messages(got))
-			}
+func TestClientsSeeWhatPostgresWouldTellThem(t *testing.T) { rapid.Check(t, asPostgres) }
+
+func asPostgres(t *rapid.T) {
+	script := drawScript(t)
+	rounds, want := playDirectly(script)
+	for _, transaction := range []bool{true, false} {
+		world := &world{t: t, options: &Options{
+			Transaction: transaction, PreparedMax: rapid.SampledFrom([]int{1, 2, 100}).Draw(t, "prepared"), StatementLenMax: 1000,
+			SettingsLenMax: 1000, ReplayLenMax: rapid.SampledFrom([]int{0, 60, 1000}).Draw(t, "replay"), LazyBegin: rapid.Bool().Draw(t, "lazy"),
+			StatementsMax: 100, PipelineMax: rapid.SampledFrom([]int{8, 1000}).Draw(t, "pipeline"),
+		}}
+		for range 2 {
+			world.servers = append(world.servers, newServerWorld(transaction))
 		}
-	})
+		got := world.play(rounds)
+		if refusals.Replace(messages(got)) != refusals.Replace(messages(want)) {
+			t.Fatalf("transaction mode %v\nscript %s\nwant   %s\ngot    %s", transaction, messages(bytes.Join(script, nil)), messages(want), messages(got))
+		}
+	}
 }
 
 // refusals makes the reasons alike for which a Parse fails: in a transaction that has failed, a statement that has to be sent to the
