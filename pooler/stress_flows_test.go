@@ -264,14 +264,12 @@ func (c *stressed) cancel() error {
 	ctx, want := context.Background(), c.want()
 	answered, sent := make(chan struct{}), make(chan error, 1)
 	go func() {
-		ticker := time.NewTicker(5 * time.Millisecond)
-		defer ticker.Stop()
-		for {
+		for pause := 5 * time.Millisecond; ; pause *= 2 { // it may have to wait for a server, where no request reaches it
 			select {
 			case <-answered:
 				sent <- nil
 				return
-			case <-ticker.C:
+			case <-time.After(pause):
 			}
 			if err := c.conn.PgConn().CancelRequest(ctx); err != nil {
 				sent <- err
