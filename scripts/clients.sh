@@ -5,33 +5,12 @@
 #   scripts/clients.sh [psycopg psycopg2 pgjdbc node-pg ruby-pg dbd-pg php-pgsql]
 set -euo pipefail
 cd "$(dirname "$0")/.."
+# shellcheck source=scripts/throwaway.sh
+. scripts/throwaway.sh
 
 all=(psycopg psycopg2 pgjdbc node-pg ruby-pg dbd-pg php-pgsql)
-chosen=("${@:-${all[@]}}")
-work=$(mktemp -d)
-
-finish() {
-  local rc=$?
-  if [ -n "${pooler:-}" ]; then
-    kill "$pooler" && wait "$pooler" || rc=1
-  fi
-  if [ -d "$work/pg" ]; then
-    pg "$bin/pg_ctl" -D "$work/pg" -m immediate stop >/dev/null
-  fi
-  [ "$rc" = 0 ] || tail -n 20 "$work"/*.log >&2
-  rm -rf "$work"
-  exit "$rc"
-}
-trap finish EXIT
-
-# pg runs a command as a user that Postgres accepts.
-pg() {
-  if [ "$(id -u)" = 0 ]; then
-    (cd / && runuser -u postgres -- "$@")
-  else
-    "$@"
-  fi
-}
+chosen=("$@")
+[ $# -gt 0 ] || chosen=("${all[@]}")
 
 # node_pg provides node-pg: installed if Debian's own Node.js is there, else unpacked beside another one.
 node_pg() {
@@ -50,8 +29,8 @@ run() {
     psycopg) scripts/deps.sh python3-psycopg && /usr/bin/python3 clients/psycopg3-smoke.py ;;
     psycopg2) scripts/deps.sh python3-psycopg2 && /usr/bin/python3 clients/psycopg2-smoke.py ;;
     pgjdbc)
-      scripts/deps.sh libpostgresql-jdbc-java default-jdk-headless
-      java -cp /usr/share/java/postgresql.jar clients/Jdbc.java ;;
+      scripts/deps.sh libpostgresql-jdbc-java default-jdk-headless &&
+        java -cp /usr/share/java/postgresql.jar clients/Jdbc.java ;;
     node-pg) node_pg && node clients/node-pg.js ;;
     ruby-pg) scripts/deps.sh ruby-pg && ruby clients/ruby-pg.rb ;;
     dbd-pg) scripts/deps.sh libdbd-pg-perl && perl clients/dbd-pg.pl ;;
@@ -60,22 +39,13 @@ run() {
   esac
 }
 
-# free_port prints a port that nobody listens on.
-free_port() { python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'; }
-
-scripts/deps.sh python3
-bin=${PITR_PG_BIN:-$(find /usr/lib/postgresql -maxdepth 2 -name bin | sort -V | tail -n 1)}
-port=$(free_port)
-chmod 755 "$work"
-pg mkdir "$work/pg" 2>/dev/null || { mkdir "$work/pg"; chown postgres "$work/pg"; }
-echo secret >"$work/password" && chmod 644 "$work/password"
-pg "$bin/initdb" -D "$work/pg" -U app -A scram-sha-256 --pwfile="$work/password" -N >"$work/initdb.log"
-pg "$bin/pg_ctl" -D "$work/pg" -w -l "$work/pg/server.log" \
-  -o "-p $port -c listen_addresses=127.0.0.1 -c unix_socket_directories= -c fsync=off" start >"$work/start.log"
+echo secret >"$work/password"
+chmod 644 "$work/password"
+start_postgres app -A scram-sha-256 --pwfile="$work/password"
 
 export PGHOST=127.0.0.1 PGPORT PGUSER=app PGPASSWORD=secret PGDATABASE=postgres
 PGPORT=$(free_port)
-cat >"$work/pitr.yaml" <<YAML
+start_pooler "$PGPORT" <<YAML
 postgres: {dsn: "host=127.0.0.1 port=$port user=app password=secret sslmode=disable"}
 pooler:
   listen: ["127.0.0.1:$PGPORT"]
@@ -84,12 +54,6 @@ pooler:
   users: {app: {password: secret}}
 http: {pooler: ""}
 YAML
-bin/pitr pooler -c "$work/pitr.yaml" 2>"$work/pooler.log" &
-pooler=$!
-for _ in $(seq 100); do
-  (: <"/dev/tcp/127.0.0.1/$PGPORT") 2>/dev/null && break
-  sleep 0.1
-done
 
 failed=()
 for client in "${chosen[@]}"; do
