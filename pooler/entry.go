@@ -86,6 +86,7 @@ func (c *client) greet(welcome []pgwire.Param) {
 	}
 	out := append(pgwire.AppendHeader(c.entry.tell, 'R', 4), 0, 0, 0, 0) // AuthenticationOk
 	c.entry, c.waits = nil, waitsForNothing
+	c.pooler.counters.logins.Add(1)
 	c.pooler.loggedIn()
 	for _, param := range welcome {
 		out = pgwire.AppendParameterStatus(out, param)

@@ -27,7 +27,7 @@ func (p *Pooler) trimMemory(ctx context.Context) {
 			return
 		case <-ticker.C:
 		}
-		logins := p.counters.logins.Load()
+		logins := p.counters.logins.Load() + p.counters.loginFailures.Load()
 		calm := logins == seen
 		seen = logins
 		if !calm || logins == trimmed {

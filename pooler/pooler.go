@@ -198,10 +198,7 @@ func (p *Pooler) serve(raw net.Conn) {
 }
 
 // loggedIn notes that a client is none of those who are about to log in any more.
-func (p *Pooler) loggedIn() {
-	p.counters.logins.Add(1)
-	<-p.logins
-}
+func (p *Pooler) loggedIn() { <-p.logins }
 
 // gone forgets a client that has ended on its worker.
 func (p *Pooler) gone(c *client, failure *pgwire.Failure) {

@@ -12,7 +12,10 @@ import (
 	"pitr/config"
 )
 
-func lazily(cfg *config.Config) { onePerPool(cfg); cfg.Pooler.LazyBegin, cfg.Pooler.SessionObjects = "on", "reset" }
+func lazily(cfg *config.Config) {
+	onePerPool(cfg)
+	cfg.Pooler.LazyBegin, cfg.Pooler.SessionObjects = "on", "reset"
+}
 
 // say runs a script of one statement after another, in the simple protocol or the extended one, and returns what came of each: rows, tag, error, and the state.
 func say(t *testing.T, conn *pgconn.PgConn, statement string, extended bool) string {

@@ -23,7 +23,7 @@ type Stats struct {
 
 	BytesFromClients uint64
 	BytesToClients   uint64
-	Logins           uint64 // that came to an end, either way
+	Logins           uint64 // that succeeded
 	LoginFailures    uint64
 	CancelRequests   uint64 // that were passed on
 	ServersLost      uint64 // server connections that ended under a client

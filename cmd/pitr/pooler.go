@@ -56,6 +56,7 @@ func poolerMetrics(st pooler.Stats) []monitor.Metric {
 		gauge("pitr_max_client_conn", "The setting pooler.max_client_conn.", st.MaxClientConn),
 		counter("pitr_client_bytes_received_total", "Bytes from clients.", st.BytesFromClients),
 		counter("pitr_client_bytes_sent_total", "Bytes to clients.", st.BytesToClients),
+		counter("pitr_logins_total", "Logins of clients that succeeded.", st.Logins),
 		counter("pitr_login_failures_total", "Logins of clients that failed.", st.LoginFailures),
 		counter("pitr_cancel_requests_total", "Cancel requests that were passed on.", st.CancelRequests),
 		counter("pitr_servers_lost_total", "Server connections that ended while a client held them.", st.ServersLost),
@@ -81,13 +82,19 @@ func poolMetrics(st pool.Stats, bounds []time.Duration) []monitor.Metric {
 	metric := func(kind monitor.Kind, name, help string, value float64) monitor.Metric {
 		return monitor.Metric{Kind: kind, Name: name, Help: help, Value: value, Labels: labels}
 	}
-	waits := metric(monitor.Histogram, "pitr_client_wait_seconds", "How long clients waited for a server connection.", 0)
-	for _, bound := range bounds {
-		waits.Bounds = append(waits.Bounds, bound.Seconds())
+	histogram := func(name, help string, bounds []time.Duration, counts []uint64, total time.Duration) monitor.Metric {
+		m := metric(monitor.Histogram, name, help, 0)
+		for _, bound := range bounds {
+			m.Bounds = append(m.Bounds, bound.Seconds())
+		}
+		m.Counts, m.Sum = counts, total.Seconds()
+		return m
 	}
-	waits.Counts, waits.Sum = st.Waits[:], st.WaitTotal.Seconds()
+	queries, transactions := st.QueryTimes, st.TransactionTimes
 	return []monitor.Metric{
-		waits,
+		histogram("pitr_client_wait_seconds", "How long clients waited for a server connection.", bounds, st.Waits[:], st.WaitTotal),
+		histogram("pitr_query_seconds", "How long queries took, without the wait for a server connection.", pool.DurationBuckets[:], queries.Buckets[:], queries.Total),
+		histogram("pitr_transaction_seconds", "How long transactions held a server connection.", pool.DurationBuckets[:], transactions.Buckets[:], transactions.Total),
 		metric(monitor.Gauge, "pitr_pool_size", "Server connections that the pool may have.", float64(st.Size)),
 		metric(monitor.Gauge, "pitr_servers_active", "Server connections that are lent to clients.", float64(st.Active)),
 		metric(monitor.Gauge, "pitr_servers_idle", "Server connections that nobody uses.", float64(st.Idle)),

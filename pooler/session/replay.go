@@ -189,3 +189,16 @@ func (r *replay) end() {
 
 // replayKept is the size of the largest copy whose memory a server keeps, in bytes.
 const replayKept = 4 << 10
+
+// errColumnsChanged is what RevalidateCachedQuery in src/backend/utils/cache/plancache.c says.
+var errColumnsChanged = &pgwire.Failure{Severity: "ERROR", Code: "0A000", Message: "cached plan must not change result type"}
+
+// columnsChanged reports whether an error means that a statement, which was parsed here for a client that knows it from another
+// server, has other columns than it had there: the client has chosen a format for each of those. Postgres complains of the number of
+// formats (PortalSetResultFormat in src/backend/tcop/pquery.c), which no client expects; what it says when a statement's columns
+// change on one and the same server is what makes a client forget what it knows.
+func (s *Session) columnsChanged(body []byte) bool {
+	front := s.replies.front()
+	return front != nil && front.kind == replyBind && front.prepared != nil && front.prepared.again &&
+		pgwire.ErrorField(body, 'C') == "08P01" && pgwire.ErrorField(body, 'R') == "PortalSetResultFormat"
+}

@@ -45,7 +45,12 @@ func (s *Session) FromServer(in []byte, out *Output) (n int, failure *pgwire.Fai
 			return n, nil
 		}
 		body := in[n+pgwire.HeaderLen : min(len(in), n+pgwire.HeaderLen+h.Body)]
+		changed := h.Type == pgwire.ErrorResponse && gather && s.columnsChanged(body)
 		pass, failure := s.reply(h, body, gather)
+		if changed && pass && failure == nil {
+			pass = false
+			out.buf = pgwire.AppendError(out.open(), errColumnsChanged)
+		}
 		if failure != nil {
 			s.doubt = true
 			return n, failure

@@ -157,6 +157,7 @@ type prepared struct {
 	name  string // the name on this server
 	hints hint
 	there bool   // the server has answered ParseComplete
+	again bool   // it was parsed for a client that may know the columns that it had elsewhere
 	link  uint64 // the Session.link of its last use, so that it is not closed under a batch that uses it
 
 	newer, older *prepared

@@ -277,6 +277,7 @@ func (s *Session) ensure(st *statement, out *Output) *prepared {
 	p := s.server.use(s.server.earlier(st.tail))
 	if p == nil {
 		p = s.makeRoom(out).add(st.tail, st.hints)
+		p.again = st.described
 		s.sendParse(out, p.name, st.tail.Value(), reply{kind: replyParse, swallow: true, prepared: p})
 	}
 	p.link = s.link
