@@ -34,7 +34,7 @@ Q "set role pg_monitor" | until Z | Q "select current_user" | until Z
 Q "set my.mark = 'noise'" | until Z
 Q "set client_encoding = 'LATIN1'" | until Z
 Q "set default_transaction_read_only = on" | until Z
-Q "set statement_timeout = '15ms'" | until Z | Q "select pg_sleep(1)" | until Z
+Q "set statement_timeout = '500ms'" | until Z | Q "select pg_sleep(1)" | until Z
 Q "begin; set local timezone = 'Asia/Kabul'" | until Z | Q "select now()" | until Z | Q "commit" | until Z
 Q "select set_config('work_mem', '55MB', false), set_config('my.mark', 'noise', false)" | until Z
 Q "create temp table three (noise text); insert into three values ('noise')" | until Z

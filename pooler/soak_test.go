@@ -17,6 +17,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/jackc/pgx/v5/pgconn"
 )
 
 // soakClients use the pooler at the same time.
@@ -35,8 +37,9 @@ func TestSoak(t *testing.T) {
 	pg := server(t)
 	admin := connect(t, pg.dsn(""))
 	mustQuery(t, admin, "create database stress")
-	mustQuery(t, connect(t, pg.dsn("")+" dbname=stress"), "create unlogged table owned (client int, mark text, n int)")
-	program := startProgram(t, pg)
+	inside := connect(t, pg.dsn("")+" dbname=stress")
+	mustQuery(t, inside, stressTables)
+	program := startProgram(t, pg, inside)
 	counts := stress{reasons: map[string]int{}}
 	seed := seedOf(t)
 	ctx, cancel := context.WithTimeout(t.Context(), time.Duration(minutes*float64(time.Minute)))
@@ -65,9 +68,11 @@ type soaked struct {
 	cmd  *exec.Cmd
 	port int
 	log  bytes.Buffer
+
+	inside *pgconn.PgConn // directly to the database
 }
 
-func startProgram(t *testing.T, pg *postgres) *soaked {
+func startProgram(t *testing.T, pg *postgres, inside *pgconn.PgConn) *soaked {
 	t.Helper()
 	port, err := freePort()
 	if err != nil {
@@ -78,7 +83,7 @@ func startProgram(t *testing.T, pg *postgres) *soaked {
 	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	s := &soaked{cmd: exec.Command(os.Getenv("PITR_BINARY"), "--config", file, "pooler"), port: port}
+	s := &soaked{cmd: exec.Command(os.Getenv("PITR_BINARY"), "--config", file, "pooler"), port: port, inside: inside}
 	s.cmd.Stdout, s.cmd.Stderr = &s.log, &s.log
 	if err := s.cmd.Start(); err != nil {
 		t.Fatal(err)
@@ -120,6 +125,9 @@ func (s *soaked) sample(ctx context.Context, t *testing.T, counts *stress) (samp
 		case <-ctx.Done():
 			return samples
 		case <-ticker.C:
+		}
+		if _, err := query(s.inside, "truncate owned, copied"); err != nil {
+			t.Error(err)
 		}
 		status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", s.cmd.Process.Pid))
 		if err != nil {

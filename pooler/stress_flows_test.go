@@ -185,7 +185,7 @@ func (c *stressed) copyBoth() error {
 	if gives {
 		in = io.MultiReader(in, failing{})
 	}
-	tag, err := conn.CopyFrom(ctx, in, "copy owned from stdin")
+	tag, err := conn.CopyFrom(ctx, in, "copy copied from stdin")
 	var told *pgconn.PgError
 	switch {
 	case gives && errors.As(err, &told) && told.Code == "57014":
@@ -298,7 +298,7 @@ func (c *stressed) cancel() error {
 func (c *stressed) vanish() error {
 	c.counts.kills.Add(1)
 	conn := c.conn.PgConn()
-	if text := []string{"", "begin; select pg_sleep(0.001), '" + c.mark + "'", "copy owned from stdin", "select '" + c.mark + "' from generate_series(1, 100000)",
+	if text := []string{"", "begin; select pg_sleep(0.001), '" + c.mark + "'", "copy copied from stdin", "select '" + c.mark + "' from generate_series(1, 100000)",
 		"begin; insert into owned values (-1, '" + c.mark + "', 0)"}[c.random.IntN(5)]; text != "" {
 		conn.Frontend().SendQuery(&pgQuery{String: text})
 		_ = conn.Frontend().Flush()

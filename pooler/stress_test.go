@@ -35,6 +35,9 @@ type stress struct {
 // stressClients is how many clients share the servers of a small pool.
 const stressClients = 200
 
+// stressTables are what the clients write to. They are emptied now and then, since what is looked for in one of them has no index.
+const stressTables = "create unlogged table owned (client int, mark text, n int); create unlogged table copied (client int, mark text, n int)"
+
 // TestWhoseRowIsIt lets many clients share few servers, each asking only for values that name it, in every way there is, while clients
 // vanish and servers are terminated. No client may get a byte that names another one, and a server that is terminated may hurt no more than the one
 // client that uses it. PITR_STRESS_SECONDS makes it go on for longer.
@@ -59,7 +62,7 @@ func whoseRowIsIt(t *testing.T, workers int, duration time.Duration) {
 	mustQuery(t, admin, "drop database if exists stress with (force)")
 	mustQuery(t, admin, "create database stress")
 	inside := connect(t, pg.dsn("")+" dbname=stress")
-	mustQuery(t, inside, "create table owned (client int, mark text, n int)")
+	mustQuery(t, inside, stressTables)
 	r := start(t, pg, func(cfg *config.Config) {
 		cfg.Pooler.MaxPreparedStatements, cfg.Pooler.Workers, cfg.Pooler.LazyBegin, cfg.Pooler.DefaultPoolSize = 20, workers, "on", 8
 	})
@@ -100,11 +103,14 @@ func whoseRowIsIt(t *testing.T, workers int, duration time.Duration) {
 func (n *stress) terminate(ctx context.Context, t *testing.T, admin *pgconn.PgConn) {
 	ticker := time.NewTicker(100 * time.Millisecond)
 	defer ticker.Stop()
-	for {
+	for tick := 1; ; tick++ {
 		select {
 		case <-ctx.Done():
 			return
 		case <-ticker.C:
+		}
+		if tick%100 == 0 {
+			mustQuery(t, admin, "truncate owned, copied")
 		}
 		hit, err := query(admin, "select pg_terminate_backend(pid) from pg_stat_activity where datname = 'stress' and pid <> pg_backend_pid() "+
 			"and state is not null and backend_start < clock_timestamp() - interval '200 ms' order by random() limit 1")

@@ -429,6 +429,15 @@ func (c *Conn) unblock(l *Loop) {
 	}
 }
 
+// due flushes at the end of a batch of l. What was due may have been sent before, and the socket taken by another loop since then.
+func (c *Conn) due(l *Loop) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.loop.Load() == l {
+		c.flush()
+	}
+}
+
 // flush writes what is due.
 func (c *Conn) flush() {
 	if c.closed {

@@ -207,7 +207,7 @@ func (l *Loop) catchUp() {
 // send writes what has become due: first to those who then have work to do, so that they do it while the others are written to.
 func (l *Loop) send() {
 	for i := 0; i < len(l.first); i++ { // flush may add to the list
-		l.first[i].flush()
+		l.first[i].due(l)
 		l.first[i] = nil
 	}
 	l.first = l.first[:0]
