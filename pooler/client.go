@@ -101,7 +101,9 @@ func (c *client) Input(in []byte) (used, want int) {
 			if c.machine.Drained() {
 				continue
 			}
-			c.pooler.counters.pipelineLimitHits.Add(1)
+			if !c.machine.Awaiting() {
+				c.pooler.counters.pipelineLimitHits.Add(1)
+			}
 			return used, c.hold(waitsForReplies)
 		case session.Leave:
 			c.leave()
@@ -239,6 +241,9 @@ func (c *client) FromServer(lent *pool.Server, in []byte) (n int, err error) {
 	c.say()
 	c.count()
 	switch {
+	case failure != nil && c.machine.Another():
+		c.another()
+		return n, failure
 	case failure != nil:
 		c.end(failure)
 		return n, failure
@@ -251,6 +256,16 @@ func (c *client) FromServer(lent *pool.Server, in []byte) (n int, err error) {
 	}
 	c.settle()
 	return n, nil
+}
+
+// another gives up a server that could not be brought to the client's settings, through no fault of the client, and asks for another.
+func (c *client) another() {
+	c.unlink()
+	if c.entry != nil {
+		c.acquire()
+		return
+	}
+	c.goOn()
 }
 
 // ServerLost implements pool.Owner. A client whose server has gone cannot go on: it does not know what became of its transaction.

@@ -63,6 +63,9 @@ func (s *Session) fromClientTo(in []byte, out *Output) Step {
 
 // Drained reports whether a session that was Full can go on.
 func (s *Session) Drained() bool {
+	if s.server != nil && s.settling {
+		return false
+	}
 	if s.awaiting {
 		return s.server == nil || s.replies.readies == 0
 	}
@@ -161,9 +164,19 @@ func (s *Session) message(m message) (int, Step) {
 	if s.server != nil && (s.server.replay.state == replayFailed || s.server.replay.sending != nil) {
 		return 0, s.await()
 	}
-	switch m.Type {
-	case pgwire.Terminate:
+	if m.Type == pgwire.Terminate {
 		return 0, Step{Verdict: Leave}
+	}
+	if s.cautious {
+		if s.settling {
+			return 0, s.await()
+		}
+		s.cautious = false
+		if s.begin != 0 {
+			s.sendBegin(m.out)
+		}
+	}
+	switch m.Type {
 	case pgwire.Sync:
 		if !s.copyIn && s.full() {
 			return 0, s.flushAndWait(m.out)

@@ -205,3 +205,22 @@ func remembered(name string) bool {
 	}
 	return false
 }
+
+// delicate reports whether the change to other settings may fail though they are valid, or fails to the harm of what follows it: a
+// time limit of the former client's holds for it, or it is about who the server acts as. Such a change is answered before anything
+// else is sent.
+func (p *Params) delicate(to *Params) bool {
+	for _, name := range [...]string{"statement_timeout", "transaction_timeout", "lock_timeout"} {
+		if _, found := p.get(name); found {
+			return true
+		}
+	}
+	for _, name := range [...]string{"role", "session_authorization"} {
+		was, had := p.get(name)
+		will, has := to.get(name)
+		if had != has || was != will {
+			return true
+		}
+	}
+	return false
+}

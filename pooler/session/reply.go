@@ -378,12 +378,14 @@ func (s *Session) prelude(h pgwire.Header, body []byte, gathered bool) *pgwire.F
 		}
 		failure := pgwire.Fatal(pgwire.ErrorField(body, 'C'), pgwire.ErrorField(body, 'M'))
 		failure.Hint = pgwire.ErrorField(body, 'H')
+		s.settling = s.settling && failure.Code == "57014" // its time was over, or somebody has cancelled it: see Another
 		return failure
 	case pgwire.ReadyForQuery:
 		if string(body) != "I" {
 			return broken("malformed ReadyForQuery")
 		}
 		s.replies.pop()
+		s.settling = false // the settings come first
 	case pgwire.DataRow:
 		if s.replies.front().probe && gathered {
 			s.probed(body)

@@ -55,6 +55,8 @@ type Session struct {
 	serials   uint32                  // counts unnamed statements
 	own       []byte                  // replies that the machine itself gives, for TakeReplies
 	fresh     bool                    // nothing was sent over the present link yet
+	cautious  bool                    // the client's settings have to be in force before anything of it is sent
+	settling  bool                    // they are not yet
 	awaiting  bool                    // the client's next message waits for all answers
 	flushed   bool                    // a Flush of ours was sent because the pipeline is full
 	counters  Counters
@@ -99,7 +101,7 @@ func (s *Session) Link(server *Server, out *Output) {
 	s.status, s.doubt, s.ignored, s.flushed, s.fresh = pgwire.Idle, false, false, false, true
 	s.adjust(out)
 	s.adjustStatements(out)
-	if s.begin != 0 {
+	if s.begin != 0 && !s.cautious {
 		s.sendBegin(out)
 	}
 }
@@ -112,7 +114,9 @@ func (s *Session) CanRelease() bool {
 }
 
 // Due reports whether the server goes back now, by itself.
-func (s *Session) Due() bool { return s.options.Transaction && s.CanRelease() && !s.Pinned() }
+func (s *Session) Due() bool {
+	return s.options.Transaction && s.CanRelease() && !s.Pinned() && !s.cautious
+}
 
 // Condition says what has to happen to a server before anybody else may have it.
 type Condition uint8
@@ -131,7 +135,7 @@ func (s *Session) Unlink() Condition {
 		panic("session: unlink without a link")
 	}
 	s.server, s.replies = nil, &nothing
-	s.batch, s.skip, s.copyIn, s.awaiting = false, false, false, false
+	s.batch, s.skip, s.copyIn, s.awaiting, s.cautious, s.settling = false, false, false, false, false, false
 	if s.doubt || !clean {
 		server.replies.clear()
 		return Broken
@@ -147,6 +151,13 @@ func (s *Session) Unlink() Condition {
 	}
 	return Clean
 }
+
+// Another reports whether a failure of FromServer concerns only the server: nothing of the client was sent to it, so that another
+// one can be linked instead.
+func (s *Session) Another() bool { return s.server != nil && s.settling && s.doubt }
+
+// Awaiting reports whether a session that is Full waits for the outcome of something, and not because it has sent too much ahead.
+func (s *Session) Awaiting() bool { return s.awaiting }
 
 // Idle reports whether the client is between two transactions: it waits for nothing and has not begun to ask.
 func (s *Session) Idle() bool {

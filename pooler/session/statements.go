@@ -60,6 +60,9 @@ func (s *Session) closeLocally(m message) (used int, step Step, done bool) {
 	if !ok {
 		return 0, s.fail(0, "08P01", "invalid CLOSE message", ""), true
 	}
+	if body[0] != 'S' && body[0] != 'P' {
+		return 0, Step{}, false // Postgres says what is wrong with it
+	}
 	passThrough := s.options.PreparedMax == 0
 	var closed *statement
 	switch {
