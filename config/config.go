@@ -56,6 +56,7 @@ type Pooler struct {
 	PreparedStatementSizeMax    ByteSize `yaml:"prepared_statement_size_max"`
 	MaxClientSettingsSize       ByteSize `yaml:"max_client_settings_size"`
 	LazyBegin                   string   `yaml:"lazy_begin"`
+	ReuseUnnamedStatements      string   `yaml:"reuse_unnamed_statements"`
 	SessionObjects              string   `yaml:"session_objects"`
 
 	Databases map[string]Database `yaml:"databases"`

@@ -164,6 +164,9 @@ func (s *Session) message(m message) (int, Step) {
 	if s.server != nil && (s.server.replay.state == replayFailed || s.server.replay.sending != nil) {
 		return 0, s.await()
 	}
+	if s.server != nil && s.server.replay.original && s.server.replay.state == replayRecorded && !s.batch {
+		return 0, s.await() // were the batch sent again, this would be carried out before it
+	}
 	if m.Type == pgwire.Terminate {
 		return 0, Step{Verdict: Leave}
 	}

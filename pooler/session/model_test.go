@@ -20,7 +20,15 @@ type model struct {
 	extended   bool
 	copyIn     *copyIn
 	in, out    []byte
+
+	table    *modelTable
+	versions map[string]int // of the table, by the name of the statement that was parsed then
 }
+
+// modelTable is t, which all servers have in common: "select t" needs it, "alter" drops it or makes another one.
+type modelTable struct{ version int }
+
+func (t *modelTable) gone() bool { return t.version%2 == 1 }
 
 type copyIn struct {
 	extended bool
@@ -28,7 +36,8 @@ type copyIn struct {
 }
 
 func newModel() *model {
-	return &model{statements: map[string]string{}, portals: map[string]string{}, status: 'I', settings: newModelSettings()}
+	return &model{statements: map[string]string{}, portals: map[string]string{}, status: 'I', settings: newModelSettings(),
+		table: &modelTable{}, versions: map[string]int{}}
 }
 
 // feed takes what was sent and returns what the server sends.
@@ -192,6 +201,9 @@ func (m *model) run(text string, withRow bool) (done, failed bool) {
 	case "error":
 		m.fail("22012")
 		return true, true
+	case "alter":
+		m.table.version++
+		m.say('C', "DROP TABLE\x00")
 	case "discard":
 		clear(m.statements)
 		m.settings = newModelSettings()
@@ -256,8 +268,10 @@ func (m *model) extendedMessage(kind byte, body []byte) {
 			m.fail("25P02")
 		case exists && len(name) > 0:
 			m.fail("42P05")
+		case string(text) == "select t" && m.table.gone():
+			m.fail("42P01")
 		default:
-			m.statements[string(name)] = string(text)
+			m.statements[string(name)], m.versions[string(name)] = string(text), m.table.version
 			m.say('1', "")
 		}
 	case 'B':
@@ -268,6 +282,12 @@ func (m *model) extendedMessage(kind byte, body []byte) {
 			m.fail("26000")
 		case m.status == 'E' && !strings.HasPrefix(text, "rollback"):
 			m.fail("25P02")
+		case text == "select t" && m.table.gone():
+			m.fail("42P01")
+		case text == "select t" && m.versions[string(statement)] != m.table.version:
+			m.fail("0A000")
+		case text == "select bad":
+			m.fail("22P02")
 		default:
 			m.portals[string(name)] = text
 			m.say('2', "")

@@ -23,10 +23,11 @@ func asPostgres(t *rapid.T) {
 		world := &world{t: t, options: &Options{
 			Transaction: transaction, PreparedMax: rapid.SampledFrom([]int{1, 2, 100}).Draw(t, "prepared"), StatementLenMax: 1000,
 			SettingsLenMax: 1000, ReplayLenMax: rapid.SampledFrom([]int{0, 60, 1000}).Draw(t, "replay"), LazyBegin: rapid.Bool().Draw(t, "lazy"),
+			ReuseUnnamed:  rapid.Bool().Draw(t, "reuse"),
 			StatementsMax: 100, PipelineMax: rapid.SampledFrom([]int{8, 1000}).Draw(t, "pipeline"),
 		}}
-		for range 2 {
-			world.servers = append(world.servers, newServerWorld(transaction))
+		for range rapid.IntRange(1, 2).Draw(t, "servers") {
+			world.servers = append(world.servers, newServerWorld(transaction, &world.table))
 		}
 		got := world.play(rounds)
 		if refusals.Replace(messages(got)) != refusals.Replace(messages(want)) {
@@ -69,8 +70,13 @@ func drawScript(t *rapid.T) [][]byte {
 	var script [][]byte
 	add := func(message []byte) { script = append(script, message) }
 	defined := map[string]bool{}
+	least := rapid.SampledFrom([]int{0, 0, 11, 12}).Draw(t, "least") // 11, 12: mostly texts that come again
 	for range rapid.IntRange(1, 25).Draw(t, "steps") {
-		switch step := rapid.IntRange(0, 11).Draw(t, "step"); step {
+		step := rapid.IntRange(0, 15).Draw(t, "step")
+		if step < least && rapid.IntRange(0, 4).Draw(t, "other") > 0 {
+			step = rapid.IntRange(least, 14).Draw(t, "one of them")
+		}
+		switch step {
 		case 0, 1:
 			query := text.Draw(t, "text")
 			if rapid.Bool().Draw(t, "two") {
@@ -110,11 +116,27 @@ func drawScript(t *rapid.T) [][]byte {
 			for _, message := range drawCopy(t) {
 				add(message)
 			}
+		case 11:
+			add(pgwire.AppendQuery(nil, "alter"))
+		case 12, 13, 14:
+			for _, message := range drawReusable(t) {
+				add(message)
+			}
 		default:
 			add(pgwire.AppendEmpty(nil, pgwire.Sync))
 		}
 	}
 	return append(script, pgwire.AppendEmpty(nil, pgwire.Sync))
+}
+
+// drawReusable draws a batch of an unnamed statement that may come again.
+func drawReusable(t *rapid.T) [][]byte {
+	text := rapid.SampledFrom([]string{"select 1", "select 2", "select t", "select t", "select bad"}).Draw(t, "repeated")
+	batch := [][]byte{pgwire.AppendParse(nil, "", text+"\x00\x00\x00"), bindMessage("", "")}
+	if rapid.Bool().Draw(t, "described") {
+		batch = append(batch, named('D', 'P', ""))
+	}
+	return append(batch, executeMessage(""), pgwire.AppendEmpty(nil, pgwire.Sync))
 }
 
 // drawCopy draws a COPY of either protocol, good or bad, with what clients send around it.
@@ -158,8 +180,9 @@ type serverWorld struct {
 	sent  []byte // what the server has sent and the machine has not used
 }
 
-func newServerWorld(used bool) *serverWorld {
+func newServerWorld(used bool, table *modelTable) *serverWorld {
 	s := &serverWorld{model: newModel(), state: NewServer(map[string]string{"TimeZone": ""})}
+	s.model.table = table
 	if !used {
 		return s
 	}
@@ -180,6 +203,7 @@ type world struct {
 	options *Options
 	session *Session
 	servers []*serverWorld
+	table   modelTable
 	linked  *serverWorld
 	got     []byte
 	script  []byte
@@ -215,6 +239,9 @@ func (w *world) round(script []byte) {
 			continue // only what the server has sent can help, or nothing
 		}
 		n := rapid.IntRange(0, min(len(script), 40)).Draw(w.t, "piece")
+		if sync := bytes.Index(script, pgwire.AppendEmpty(nil, pgwire.Sync)); sync >= 0 && rapid.Bool().Draw(w.t, "up to a Sync") {
+			n = sync + pgwire.HeaderLen // as drivers do, and reusable batches come
+		}
 		in, script = append(in, script[:n]...), script[n:]
 		step := w.fromClient(in)
 		in = in[step.N:]
@@ -253,6 +280,11 @@ func (w *world) toServer() {
 
 func (w *world) link() {
 	w.linked = rapid.SampledFrom(w.servers).Draw(w.t, "server")
+	for name, text := range w.linked.model.statements {
+		if strings.HasPrefix(name, namePrefix) && text == "select 1" && rapid.IntRange(0, 9).Draw(w.t, "lost") == 0 {
+			delete(w.linked.model.statements, name) // nobody has named this one
+		}
+	}
 	w.toward.Reset(nil)
 	w.session.Link(w.linked.state, &w.toward)
 	w.toServer()
@@ -313,7 +345,7 @@ func paramsMap(p *Params) map[string]string {
 func (w *world) replace(s *serverWorld) {
 	for i := range w.servers {
 		if w.servers[i] == s {
-			w.servers[i] = newServerWorld(w.options.Transaction)
+			w.servers[i] = newServerWorld(w.options.Transaction, &w.table)
 		}
 	}
 }

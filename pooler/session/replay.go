@@ -11,14 +11,15 @@ import (
 // cannot use any more: one whose result has other columns since a table was altered, or one that somebody has dropped. The client,
 // who may never have parsed it on this server, need not know: the statement is parsed again and the batch sent once more.
 type replay struct {
-	state   replayState
-	buf     []byte // what was sent, from the Bind on
-	mark    int    // where in what is now due it goes on
-	of      *prepared
-	st      *statement
-	asks    bool    // the batch has a Describe, which tells the client of other columns
-	owed    []reply // what was owed for it
-	sending []byte  // for TakeResend
+	state    replayState
+	buf      []byte // what was sent, from the Bind on
+	mark     int    // where in what is now due it goes on
+	of       *prepared
+	original bool // it is as the client has sent it, and begins with an unnamed Parse, see Session.reuse
+	st       *statement
+	asks     bool    // the batch has a Describe, which tells the client of other columns
+	owed     []reply // what was owed for it
+	sending  []byte  // for TakeResend
 }
 
 type replayState uint8
@@ -41,7 +42,7 @@ func (s *Session) records(st *statement, p *prepared, out *Output) {
 			return
 		}
 	}
-	r.state, r.of, r.st, r.asks, r.buf, r.mark = replayRecording, p, st, false, r.buf[:0], len(out.Bytes())
+	r.state, r.original, r.of, r.st, r.asks, r.buf, r.mark = replayRecording, false, p, st, false, r.buf[:0], len(out.Bytes())
 }
 
 // record copies what has become due since the last time.
@@ -64,9 +65,14 @@ func (s *Session) record(out *Output) {
 
 // recovers reports whether an error in the place of the first Bind need not be the client's, and if so drops it: the server skips
 // what follows up to the Sync, and is then sent all of it again.
-func (s *Session) recovers(front *reply, body []byte) bool {
+func (s *Session) recovers(front *reply, body []byte, gathered bool) bool {
 	r := &s.server.replay
-	if front == nil || front.kind != replyBind || r.state != replayRecorded || !s.replayable(body) {
+	if r.original && r.state == replayRecorded {
+		if !gathered || !s.reparses(front, body) {
+			r.state = replayNone
+			return false
+		}
+	} else if !gathered || front == nil || front.kind != replyBind || r.state != replayRecorded || !s.replayable(body) {
 		return false
 	}
 	last := s.replies.len() - 1
@@ -141,6 +147,10 @@ func (s *Session) resends(body []byte) *pgwire.Failure {
 	s.failed = false
 	r.state = replayNone
 	r.sending = pgwire.AppendNamed(nil, pgwire.Close, r.of.name)
+	if r.original {
+		s.resendsOriginal()
+		return nil
+	}
 	r.sending = pgwire.AppendParse(r.sending, r.of.name, r.of.key.text.Value())
 	r.sending = append(r.sending, r.buf...)
 	r.of.there = false
@@ -153,6 +163,24 @@ func (s *Session) resends(body []byte) *pgwire.Failure {
 	clear(r.owed)
 	s.counters.Replays++
 	return nil
+}
+
+// resendsOriginal sends a batch as the client has sent it, from its unnamed Parse on.
+func (s *Session) resendsOriginal() {
+	r := &s.server.replay
+	s.server.forget(r.of)
+	r.sending = append(r.sending, r.buf...)
+	s.unnamed.link, s.server.unnamedUsed = s.link, true
+	s.replies.push(reply{kind: replyClose, swallow: true})
+	s.replies.push(reply{kind: replyParse, serial: s.unnamed.serial})
+	r.owed[0].parses, r.owed[0].prepared = false, nil
+	for _, owed := range r.owed {
+		s.replies.push(owed)
+	}
+	s.replies.push(reply{kind: replySync})
+	clear(r.owed)
+	s.batch = false
+	s.counters.Replays++
 }
 
 // TakeResend returns what has to be sent to the linked server after FromServer, nil when nothing. Until it is answered the client's
@@ -181,7 +209,7 @@ func (s *Session) stale(front *reply, body []byte) {
 // end forgets the copy, but for the memory of a short one.
 func (r *replay) end() {
 	r.state = replayNone
-	r.of, r.st, r.sending = nil, nil, nil
+	r.of, r.st, r.sending, r.original = nil, nil, nil, false
 	if cap(r.buf) > replayKept {
 		r.buf = nil
 	}

@@ -25,6 +25,7 @@ const (
 type reply struct {
 	kind      replyKind
 	swallow   bool       // the client did not ask for it
+	parses    bool       // Bind: ParseComplete waits for its outcome, see Session.reuse
 	dropped   bool       // Query, Close: it has dropped the unnamed statement
 	serial    uint32     // which unnamed statement was parsed or dropped
 	statement *statement // the client's named statement that was parsed or closed

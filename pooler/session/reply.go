@@ -46,7 +46,11 @@ func (s *Session) FromServer(in []byte, out *Output) (n int, failure *pgwire.Fai
 		}
 		body := in[n+pgwire.HeaderLen : min(len(in), n+pgwire.HeaderLen+h.Body)]
 		changed := h.Type == pgwire.ErrorResponse && gather && s.columnsChanged(body)
+		held := s.holdsParse(h.Type)
 		pass, failure := s.reply(h, body, gather)
+		if held && pass && failure == nil {
+			s.giveParse(out)
+		}
 		if changed && pass && failure == nil {
 			pass = false
 			out.buf = pgwire.AppendError(out.open(), errColumnsChanged)
@@ -143,7 +147,7 @@ func (s *Session) reply(h pgwire.Header, body []byte, gathered bool) (pass bool,
 			failure = s.beginFailed(body)
 			front = s.replies.front()
 		}
-		if failure == nil && gathered && s.recovers(front, body) {
+		if failure == nil && s.recovers(front, body, gathered) {
 			return false, nil
 		}
 		s.stale(front, body)
@@ -310,6 +314,9 @@ func (s *Session) undo(r *reply, failed bool) {
 		s.undoUnnamed(r.serial, failed)
 	case r.kind == replyParse:
 		s.server.forget(r.prepared)
+		if r.serial != 0 {
+			s.undoUnnamed(r.serial, failed)
+		}
 		if r.statement != nil {
 			s.undoName(r.statement)
 		}

@@ -23,6 +23,7 @@ type Server struct {
 	portals map[string]*script // what the statements of portals do, where that matters
 	replay  replay
 	uses    *prepared // what the last Bind or Describe has named
+	reuse   *prepared // what the next Bind has to name instead of the unnamed statement
 	objects objects   // what it has that cannot be made anew elsewhere, as far as anybody knows
 	freed   bool      // some of them may have been dropped since it was asked
 	moved   []moved   // what it has reported of its settings since the last end of a transaction
@@ -37,7 +38,8 @@ type Server struct {
 	oldest   *prepared
 	// unnamedUsed says that somebody may have left an unnamed statement.
 	unnamedUsed bool
-	named       uint64 // counts names, none of which is ever used twice
+	seen        *reuses // texts of unnamed statements; nil when they are not reused
+	named       uint64  // counts names, none of which is ever used twice
 
 	cleaned bool // DISCARD ALL was answered, ReadyForQuery not yet
 	body    pgwire.Scanner
@@ -157,6 +159,7 @@ type prepared struct {
 	name  string // the name on this server
 	hints hint
 	there bool   // the server has answered ParseComplete
+	gone  bool   // the server does not have it any more
 	again bool   // it was parsed for a client that may know the columns that it had elsewhere
 	link  uint64 // the Session.link of its last use, so that it is not closed under a batch that uses it
 
@@ -215,6 +218,7 @@ func (s *Server) addAs(name string, tail text, hints hint) *prepared {
 
 // forget notes that the server does not have a statement.
 func (s *Server) forget(p *prepared) {
+	p.gone = true
 	if s.prepared[p.key] == p {
 		s.unlink(p)
 		delete(s.prepared, p.key)
@@ -222,7 +226,7 @@ func (s *Server) forget(p *prepared) {
 }
 
 func (s *Server) forgetAll() {
-	s.sql = nil
+	s.sql, s.seen = nil, nil
 	clear(s.prepared)
 	s.newest, s.oldest = nil, nil
 }

@@ -22,6 +22,7 @@ type Options struct {
 	Objects         ObjectPolicy
 	Listen          bool // LISTEN is the driver's to carry out, see Session.Listens
 	LazyBegin       bool // a transaction begins on a server with its first statement
+	ReuseUnnamed    bool // unnamed statements that come again are named ones of the server, see Session.reuse; takes PreparedMax and ReplayLenMax
 }
 
 // Session is the machine for one client. The zero value is not usable; see New. It is not safe for concurrent use.

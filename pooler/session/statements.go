@@ -154,6 +154,9 @@ func (s *Session) parse(m message) (int, Step) {
 		return 0, Step{Want: pgwire.HeaderLen + m.Body}
 	}
 	if isUnnamed {
+		if used, done := s.reuse(m); done {
+			return used, Step{}
+		}
 		return s.parseUnnamed(m), Step{}
 	}
 	name, tail, found := bytes.Cut(m.body(), []byte{0})
@@ -317,7 +320,8 @@ func (s *Session) bind(m message) (int, Step) {
 	s.server.bound(portal, s.scriptOf(name))
 	s.records(s.names[string(name)], s.server.uses, m.out)
 	s.batch = true
-	s.replies.push(reply{kind: replyBind, prepared: s.server.uses})
+	s.replies.push(reply{kind: replyBind, prepared: s.server.uses, parses: s.server.reuse != nil})
+	s.server.reuse = nil
 	if !rewrite {
 		return s.pass(m), Step{}
 	}
@@ -437,6 +441,10 @@ func (s *Session) statementName(name []byte, out *Output) (to string, step Step,
 // unnamedName sends the unnamed statement if it was parsed on another server. Otherwise the server knows best: what it has under
 // no name is this client's, see cleanSlot.
 func (s *Session) unnamedName(out *Output) (to string, step Step, rewrite bool) {
+	if p := s.server.reuse; p != nil {
+		s.server.uses = p
+		return p.name, Step{}, true
+	}
 	u := &s.unnamed
 	if u.known && u.link != s.link && u.tail != nil {
 		u.link = s.link
@@ -455,11 +463,20 @@ func (s *Session) cleanSlot(m message) {
 	if !s.server.unnamedUsed || m.Type == pgwire.Parse && len(m.body()) > 0 && m.body()[0] == 0 {
 		return
 	}
-	s.server.unnamedUsed = false
 	if m.Type == pgwire.Query {
+		s.server.unnamedUsed = false
 		return // exec_simple_query in src/backend/tcop/postgres.c drops it
 	}
+	s.closeSlot(m.out)
 	s.batch = m.Type != pgwire.FunctionCall // which is answered with a ReadyForQuery of its own
+}
+
+// closeSlot closes the unnamed statement that the server may have.
+func (s *Session) closeSlot(out *Output) {
+	if !s.server.unnamedUsed {
+		return
+	}
+	s.server.unnamedUsed = false
 	s.replies.push(reply{kind: replyClose, swallow: true})
-	m.out.buf = pgwire.AppendNamed(m.out.open(), pgwire.Close, "")
+	out.buf = pgwire.AppendNamed(out.open(), pgwire.Close, "")
 }
