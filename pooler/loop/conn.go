@@ -271,7 +271,10 @@ const readRounds = 4
 // read reads until there is nothing more, or until it is enough.
 func (c *Conn) read() {
 	l := c.loop.Load()
-	for range readRounds {
+	for round := range readRounds {
+		if c.first && round > 0 && (c.closed || !c.handler.Ready()) {
+			return // the handler has passed it on, and what is left, its end included, is for who has it now
+		}
 		if c.tls != nil {
 			if more := c.readEncrypted(l); !more {
 				return

@@ -472,3 +472,47 @@ func BenchmarkEcho(b *testing.B) {
 		}
 	}
 }
+
+// giver passes its socket on as soon as it has read something.
+type giver struct {
+	conn  *Conn
+	mine  bool
+	ended bool
+}
+
+func (g *giver) Ready() bool { return g.mine }
+
+func (g *giver) Input(in []byte) (used, want int) {
+	g.mine = false
+	return len(in), 0
+}
+
+func (g *giver) Flushed() {}
+
+func (g *giver) Ended(error) { g.ended = true }
+
+// TestSocketThatWasPassedOnIsNotReadOn lets the other side's end come together with what makes the handler pass its socket on.
+func TestSocketThatWasPassedOnIsNotReadOn(t *testing.T) {
+	l := started(t, Config{})
+	near, far := pair(t)
+	conn, err := NewConn(NewStream(far), Options{First: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	g := &giver{conn: conn, mine: true}
+	conn.Pause()
+	if err := l.Add(conn, g); err != nil {
+		t.Fatal(err)
+	}
+	send(t, near)
+	near.Close()
+	until(t, l, "both events", func() bool { return conn.hup })
+	on(t, l, conn.Resume)
+	until(t, l, "the input", func() bool { return !g.mine })
+	on(t, l, func() {
+		if g.ended || !conn.ready {
+			t.Errorf("ended %v, to be read by the next %v", g.ended, conn.ready)
+		}
+		conn.Close()
+	})
+}
