@@ -33,7 +33,7 @@ var settings = []Setting{
 	{Key: "pooler.server_reset_timeout", Default: "15s", Range: "100ms..1h", Doc: "How long DISCARD ALL may take on a server connection whose client has left something behind, before the connection is closed instead."},
 	{Key: "pooler.client_write_timeout", Default: "5m", Range: "0..7d", Doc: "A client that takes nothing of what its server sends for so long is cut off, since it holds a server. Zero: never."},
 	{Key: "pooler.pkt_buf", Default: "4KiB", Range: "1KiB..1MiB", Doc: "How much is read at once from a client that has no server; otherwise it is 64 KiB."},
-	{Key: "pooler.workers", Default: "1", Range: "1..256", Doc: "Threads that move data. One is best while Postgres and the pooler share a few cores; each does some 70,000 queries a second. Limits and queues are those of the whole process, however many there are."},
+	{Key: "pooler.workers", Default: "1", Range: "1..256", Doc: "Threads that move data. One is best while Postgres and the pooler share a few cores; each spends some 15 µs on a simple query. Limits and queues are those of the whole process, however many there are."},
 	{Key: "pooler.replay_size_max", Default: "16KiB", Range: "0..1MiB", Doc: "Longest batch that is sent again, in transaction mode, when its prepared statement has become unusable (`cached plan must not change result type`, or dropped by somebody). Zero: the client gets the error."},
 	{Key: "pooler.max_client_notifications", Default: "1000", Range: "1..1000000", Doc: "Notifications of channels that a client listens to in transaction mode that may be on their way to it; more are dropped."},
 	{Key: "pooler.client_tls_sslmode", Default: "disable", Range: "disable|prefer|require", Doc: "Whether clients may, or must, encrypt their connections."},
