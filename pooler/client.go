@@ -273,6 +273,10 @@ func (c *client) ServerLost(lent *pool.Server, err error) {
 	if c.server != lent {
 		return // it is not linked yet, or no longer; whoever links or releases it sees that it is lost
 	}
+	if c.machine.Another() {
+		c.another()
+		return
+	}
 	c.pooler.counters.serversLost.Add(1)
 	c.pooler.log.Warn("server connection lost while a client used it", "pid", lent.Process(), "client", c.process, "error", err)
 	c.end(pgwire.Fatal("08006", "the server connection was lost"))

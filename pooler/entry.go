@@ -55,7 +55,7 @@ func (c *client) begin() {
 		return
 	}
 	probe := *c.options
-	probe.Transaction = true
+	probe.Transaction, probe.Cautious = true, true
 	c.machine = session.New(&probe, c.entry.params)
 	c.entry.timer = time.AfterFunc(c.pooler.cfg.ClientLoginTimeout.D(), func() {
 		c.worker.Post(loop.Func(func() {

@@ -91,9 +91,7 @@ func whoseRowIsIt(t *testing.T, workers int, duration time.Duration) {
 		workers, n.kills.Load(), n.terminated.Load(), n.lost.Load(), n.bytes.Load(), n.foreign.Load())
 	st := r.Stats()
 	t.Logf("workers=%d: %d server transactions, %d cleanings, limits %+v", workers, st.Pools[0].Transactions, st.Pools[0].Cleanings, st.Limits)
-	// A few more were seen to lose theirs than servers were terminated, on a busy machine and never with a foreign byte; why is open.
-	unexplained := n.lost.Load() - n.terminated.Load()
-	if n.foreign.Load() > 0 || unexplained > 2+n.terminated.Load()/5 {
+	if n.foreign.Load() > 0 || n.lost.Load() > n.terminated.Load() {
 		t.Errorf("%d foreign bytes; %d clients lost their server although only %d were terminated: %v", n.foreign.Load(), n.lost.Load(), n.terminated.Load(), n.reasons)
 	}
 	if n.queries.Load() == 0 || n.terminated.Load() == 0 || n.kills.Load() == 0 || n.cancelled.Load() == 0 {

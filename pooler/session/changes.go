@@ -337,7 +337,7 @@ func (s *Session) adjust(out *Output) {
 		}
 		return
 	}
-	s.cautious = server.params.delicate(s.params)
+	s.cautious = s.options.Cautious || server.params.delicate(s.params)
 	s.settling = s.cautious
 	out.buf = pgwire.AppendQuery(out.open(), server.params.change(s.params))
 	server.params, server.unnamedUsed = s.params, false

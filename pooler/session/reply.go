@@ -140,9 +140,12 @@ func (s *Session) reply(h pgwire.Header, body []byte, gathered bool) (pass bool,
 		s.parameterStatus(body, gathered)
 		return true, nil
 	case pgwire.ErrorResponse:
-		s.failed = true
-		severity := pgwire.ErrorField(body, 'V')
-		s.fatal = gathered && (severity == "FATAL" || severity == "PANIC")
+		if s.Due() {
+			s.doubt = true
+			return false, nil // the server goes, without the client, whose last transaction is over
+		}
+		s.failed, s.fatal = true, gathered && closes(body)
+		s.doubt = s.doubt || s.fatal || front == nil
 		if front != nil && front.kind == replyBegin {
 			failure = s.beginFailed(body)
 			front = s.replies.front()
@@ -187,6 +190,12 @@ func (s *Session) reply(h pgwire.Header, body []byte, gathered bool) (pass bool,
 		return true, s.commandEnd(h, body, front)
 	}
 	return false, broken(fmt.Sprintf("unexpected message %q", h.Type))
+}
+
+// closes reports whether the server closes the connection behind an error.
+func closes(body []byte) bool {
+	severity := pgwire.ErrorField(body, 'V')
+	return severity == "FATAL" || severity == "PANIC"
 }
 
 // expect is the check that a message belongs to what the server owes first.
@@ -385,7 +394,8 @@ func (s *Session) prelude(h pgwire.Header, body []byte, gathered bool) *pgwire.F
 		}
 		failure := pgwire.Fatal(pgwire.ErrorField(body, 'C'), pgwire.ErrorField(body, 'M'))
 		failure.Hint = pgwire.ErrorField(body, 'H')
-		s.settling = s.settling && failure.Code == "57014" // its time was over, or somebody has cancelled it: see Another
+		// Its time was over, somebody has cancelled it, or it has come to its end.
+		s.settling = s.settling && (failure.Code == "57014" || closes(body))
 		return failure
 	case pgwire.ReadyForQuery:
 		if string(body) != "I" {

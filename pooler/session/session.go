@@ -21,6 +21,7 @@ type Options struct {
 	SettingsLenMax  int  // bytes of all settings of a client that follow it from server to server
 	Objects         ObjectPolicy
 	Listen          bool // LISTEN is the driver's to carry out, see Session.Listens
+	Cautious        bool // nothing of the client is sent to a server before that has taken its settings
 	LazyBegin       bool // a transaction begins on a server with its first statement
 	ReuseUnnamed    bool // unnamed statements that come again are named ones of the server, see Session.reuse; takes PreparedMax and ReplayLenMax
 }
@@ -153,9 +154,9 @@ func (s *Session) Unlink() Condition {
 	return Clean
 }
 
-// Another reports whether a failure of FromServer concerns only the server: nothing of the client was sent to it, so that another
-// one can be linked instead.
-func (s *Session) Another() bool { return s.server != nil && s.settling && s.doubt }
+// Another reports whether a failure of FromServer, or the end of the connection, concerns only the server: nothing of the client was
+// sent to it, so that another one can be linked instead.
+func (s *Session) Another() bool { return s.server != nil && s.settling }
 
 // Awaiting reports whether a session that is Full waits for the outcome of something, and not because it has sent too much ahead.
 func (s *Session) Awaiting() bool { return s.awaiting }
