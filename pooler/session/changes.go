@@ -155,7 +155,7 @@ func (s *Session) commit() {
 		}
 	}
 	wanted, there := s.params.after(log, s.startup), s.server.params.after(log, NoParams)
-	if len(wanted.key) > s.options.SettingsLenMax || s.foreign(log) {
+	if len(wanted.Key()) > s.options.SettingsLenMax || s.foreign(log) {
 		s.lost()
 		return
 	}

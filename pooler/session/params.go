@@ -11,8 +11,8 @@ import (
 
 // Params is a set of run-time parameters that a client wants to differ from the server's own. It does not change once it is made.
 type Params struct {
-	list []pgwire.Param // lower-case names, sorted, each once
-	key  string         // equal for equal sets
+	list []pgwire.Param        // lower-case names, sorted, each once
+	key  unique.Handle[string] // equal for equal sets
 	// reading is equal for sets under which Postgres reads a text alike. Literals get their value when a statement is parsed, from the
 	// time zone, the date style, the encoding and others, so that every setting counts but the one that is only a name.
 	reading unique.Handle[string]
@@ -22,7 +22,7 @@ type Params struct {
 var NoParams = newParams(nil)
 
 // Key is equal for equal sets.
-func (p *Params) Key() string { return p.key }
+func (p *Params) Key() string { return p.key.Value() }
 
 // StartupParams returns the set that a startup packet asks for, without "user", "database", "replication" and protocol options
 // (_pq_.*), which are not settings. "options" is taken apart; of the server's command line switches only -c and -- are known.
@@ -125,7 +125,7 @@ func newParams(set map[string]string) *Params {
 			reading.WriteString(text)
 		}
 	}
-	p.key, p.reading = key.String(), unique.Make(reading.String())
+	p.key, p.reading = unique.Make(key.String()), unique.Make(reading.String())
 	return p
 }
 

@@ -316,7 +316,7 @@ func (w *world) settle() {
 		w.t.Fatalf("a server was given back in the state %+v with %s unread", s.model, messages(s.sent))
 	}
 	if condition == Clean && !maps.Equal(paramsMap(s.state.params), s.model.settings.now.session) {
-		w.t.Fatalf("script %s\na server has the settings %v, and they are thought to be %q", messages(w.script), s.model.settings.now, s.state.params.key)
+		w.t.Fatalf("script %s\na server has the settings %v, and they are thought to be %q", messages(w.script), s.model.settings.now, s.state.params.Key())
 	}
 	if condition == Broken {
 		w.replace(s)
