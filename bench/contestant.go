@@ -47,6 +47,7 @@ type arrangement struct {
 	secret    string
 	cert, key string
 	workers   int
+	pitr      string // workload.pitr
 }
 
 func arrangePitr(a arrangement) (string, []string) {
@@ -60,6 +61,7 @@ func arrangePitr(a arrangement) (string, []string) {
 	if a.listen.tls {
 		fmt.Fprintf(&b, "  client_tls_sslmode: require\n  client_tls_cert_file: %s\n  client_tls_key_file: %s\n", a.cert, a.key)
 	}
+	b.WriteString(a.pitr)
 	return b.String(), []string{"pooler", "-c", a.file}
 }
 
@@ -99,10 +101,10 @@ type service struct {
 }
 
 // start begins the contestant for one run and waits until it answers. An error means that it is absent.
-func (c *contestant) start(ctx context.Context, e *environment, encrypted bool) (*service, error) {
+func (c *contestant) start(ctx context.Context, e *environment, w workload) (*service, error) {
 	if c.binary == "" {
 		at := e.server
-		at.tls = encrypted
+		at.tls = w.tls
 		return &service{at: at}, nil
 	}
 	var ports [2]int
@@ -119,8 +121,8 @@ func (c *contestant) start(ctx context.Context, e *environment, encrypted bool) 
 		return r
 	}, c.name) + ".conf"
 	a := arrangement{
-		file: filepath.Join(e.dir, name), listen: address{host: loopback, port: ports[0], tls: encrypted}, metrics: ports[1],
-		server: e.server, secret: e.secret, cert: e.certificate(), key: e.key(), workers: odysseyWorkers,
+		file: filepath.Join(e.dir, name), listen: address{host: loopback, port: ports[0], tls: w.tls}, metrics: ports[1],
+		server: e.server, secret: e.secret, cert: e.certificate(), key: e.key(), workers: odysseyWorkers, pitr: w.pitr,
 	}
 	text, args := c.arrange(a)
 	if err := e.write(name, text); err != nil {
@@ -242,7 +244,7 @@ func versionIn(out string) string {
 
 // announcedVersion starts a pitr and reads what it says of itself in its first line of log; other programs have --version.
 func (c *contestant) announcedVersion(ctx context.Context, e *environment) (string, error) {
-	s, err := c.start(ctx, e, false)
+	s, err := c.start(ctx, e, workload{})
 	if err != nil {
 		return "", err
 	}

@@ -215,7 +215,7 @@ func (r *race) one(ctx context.Context, w workload, c *contestant, round int) ou
 			return o
 		}
 	}
-	s, err := c.start(ctx, r.environment, w.tls)
+	s, err := c.start(ctx, r.environment, w)
 	if err != nil {
 		o.Absent = r.message(err)
 		return o

@@ -80,6 +80,7 @@ type workload struct {
 	kind  kind
 	load  load // for kindPgbench; seconds come from the command line
 	tls   bool
+	pitr  string // more settings of pitr's pooler, as YAML
 	// noDirect is why Postgres without a pooler is left out.
 	noDirect string
 	// before is run on the server before each run.
@@ -105,6 +106,8 @@ var workloads = []workload{
 		goals: []goal{{tps, 1.15}, {cpuPerTxn, 0.78}}},
 	{name: "extended", about: "pgbench -S -M extended, 64 clients", load: load{clients: 64, threads: 2, args: []string{"-S", "-M", "extended"}, sampling: 0.1},
 		goals: []goal{{tps, 1.20}, {cpuPerTxn, 0.78}}},
+	{name: "extended_reuse", about: "the same, pitr with reuse_unnamed_statements on", pitr: "  reuse_unnamed_statements: \"on\"\n",
+		load: load{clients: 64, threads: 2, args: []string{"-S", "-M", "extended"}, sampling: 0.1}},
 	{name: "prepared", about: "pgbench -S -M prepared, 64 clients", load: load{clients: 64, threads: 2, args: []string{"-S", "-M", "prepared"}, sampling: 0.1},
 		goals: []goal{{tps, 1.35}, {cpuPerTxn, 0.65}}},
 	{name: "clients500", about: "pgbench -S -M simple, 500 clients", load: load{clients: 500, threads: 2, args: []string{"-S"}, sampling: 0.2}, noDirect: tooMany,
