@@ -24,6 +24,7 @@ type Options struct {
 	FlushInterval    time.Duration
 	PartSizeMax      int
 	BufferMax        int
+	PutsInFlight     int
 	ShutdownGrace    time.Duration
 	BackupSchedule   string // cron expression; empty: backups are taken by hand only
 	BackupBufferMax  int64

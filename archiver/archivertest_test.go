@@ -120,7 +120,7 @@ func (b *bench) dsn() string {
 }
 
 func (b *bench) options() Options {
-	return Options{DSN: b.dsn(), Slot: "pitr", FlushInterval: 50 * time.Millisecond, PartSizeMax: 1 << 20, BufferMax: 8 << 20,
+	return Options{DSN: b.dsn(), Slot: "pitr", FlushInterval: 50 * time.Millisecond, PartSizeMax: 1 << 20, BufferMax: 8 << 20, PutsInFlight: 8,
 		ShutdownGrace: 5 * time.Second, BackupBufferMax: 64 << 20, BackupWALWait: 3 * time.Minute, RetentionWindow: time.Hour, RetentionMinimum: 1,
 		Repo: b.repo, Log: slog.New(slog.NewTextHandler(b.log, nil))}
 }

@@ -132,7 +132,13 @@ func expireInventory(ctx context.Context, r *repo.Repo, inv *repo.Inventory, bef
 		}
 		removed++
 	}
-	for _, parts := range inv.Parts {
+	for number, parts := range inv.Parts {
+		segment := pg.Segment{Timeline: inv.Timeline, Number: number}
+		if segment.End(inv.Size) <= before { // a large one, which is in parts for ever, has an index too
+			if err := r.DeleteSegment(ctx, inv.Size, segment); err != nil {
+				return removed, err
+			}
+		}
 		for _, part := range parts {
 			if part.End > before {
 				continue

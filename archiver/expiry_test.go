@@ -95,14 +95,14 @@ func stocked(t *testing.T) (*hooked, *repo.Repo, Expiry) {
 	for _, tli := range []pg.Timeline{1, 2} {
 		for number := range uint64(10) {
 			segment := pg.Segment{Timeline: tli, Number: number}
-			var b repo.SegmentBuilder
-			b.Add(r, make([]byte, mib))
-			try(r.PutSegment(ctx, mib, segment, time.Time{}, &b))
+			var b repo.StretchBuilder
+			b.Add(r.Pack(make([]byte, mib)))
+			try(r.PutStretch(ctx, mib, repo.Part{Timeline: tli, Start: segment.Start(mib), End: segment.End(mib)}, time.Time{}, &b))
 			try(r.PutIndex(ctx, mib, segment, repo.Index{Segment: segment.Name(mib)}))
 			try(r.PutClock(ctx, tli, repo.Clock{LSN: segment.Start(mib) + 8, Time: time.Unix(1_790_000_000, 0)}))
 		}
 		for _, start := range []pg.LSN{0x200000, 0xA00000} {
-			try(r.PutPart(ctx, mib, repo.Part{Timeline: tli, Start: start, End: start + 8}, time.Time{}, make([]byte, 8)))
+			try(r.PutPart(ctx, mib, repo.Part{Timeline: tli, Start: start, End: start + 8}, time.Time{}, r.Pack(make([]byte, 8))))
 		}
 	}
 	pack := func(id string, number int) repo.Pack {

@@ -11,7 +11,7 @@ import (
 )
 
 // queue holds the WAL that was received and checked and is not in the store yet. The receiver appends, the uploader takes pieces
-// in order and says when each is stored. Its size is bounded by archive.buffer_max: beyond it append waits, and with it Postgres.
+// in order and says what is stored, in any order. Its size is bounded by archive.buffer_max: beyond it append waits, and with it Postgres.
 type queue struct {
 	opt queueOptions
 
@@ -19,12 +19,12 @@ type queue struct {
 	changed  chan struct{}
 	chunks   []chunk
 	size     int
-	stored   pg.LSN // everything before it is in the store
-	taken    pg.LSN // everything before it was handed to the uploader
+	flights  []flight // pieces that were taken, in order, from stored on
+	stored   pg.LSN   // everything before it is in the store
+	taken    pg.LSN   // everything before it was handed to the uploader
 	received pg.LSN
-	oldest   time.Time // arrival of the byte at stored; zero when nothing waits
-	flush    pg.LSN    // everything before it is due at once
-	eager    bool      // a commit waits for us: everything is due at once
+	flush    pg.LSN // everything before it is due at once
+	eager    bool   // a commit waits for us: everything is due at once
 	closed   bool
 	waits    uint64 // how often append met the bound
 }
@@ -38,12 +38,20 @@ type queueOptions struct {
 	Patience      time.Duration // how long append waits for room before it fails; zero: for ever
 }
 
-// chunk is what one append brought; it never spans a segment's end.
+// chunk is what one append brought; it never goes on behind the end of a stretch.
 type chunk struct {
 	content []byte
 	arrived time.Time
 	clock   time.Time
 	index   *repo.Index // of the segment that the chunk completes
+	ends    bool        // it completes a stretch: see repo.Stretch
+}
+
+// flight is a piece on its way to the store.
+type flight struct {
+	start, end pg.LSN
+	arrived    time.Time
+	stored     bool
 }
 
 // piece is what the uploader stores at once.
@@ -53,6 +61,8 @@ type piece struct {
 	Arrived time.Time   // of its first byte
 	Clock   time.Time   // the server's: everything that was flushed by then lies before the piece's end
 	Index   *repo.Index // not nil: the piece completes its segment
+	Ends    bool        // it completes a stretch
+	Eager   bool        // commits wait for it
 }
 
 func (p piece) end() pg.LSN { return p.Start + pg.LSN(len(p.Content)) }
@@ -101,9 +111,6 @@ func (q *queue) append(ctx context.Context, c chunk) error {
 
 // add appends c. The caller holds mu.
 func (q *queue) add(c chunk) {
-	if q.oldest.IsZero() {
-		q.oldest = c.arrived
-	}
 	q.chunks = append(q.chunks, c)
 	q.size += len(c.content)
 	q.received += pg.LSN(len(c.content))
@@ -172,11 +179,11 @@ func (q *queue) due(now time.Time, lag time.Duration) (time.Duration, bool) {
 	if len(q.chunks) == 0 {
 		return idleWait, false
 	}
-	if q.closed || q.eager || q.flush > q.taken || q.size >= q.opt.PartSizeMax {
+	if q.closed || q.eager || q.flush > q.taken || int(q.received-q.taken) >= q.opt.PartSizeMax {
 		return 0, true
 	}
 	for _, c := range q.chunks {
-		if c.index != nil {
+		if c.ends {
 			return 0, true
 		}
 	}
@@ -185,10 +192,10 @@ func (q *queue) due(now time.Time, lag time.Duration) (time.Duration, bool) {
 	return limit - age, age >= limit
 }
 
-// take cuts up to PartSizeMax bytes, never past the end of a segment. The caller holds mu.
+// take cuts up to PartSizeMax bytes, never past the end of a stretch. The caller holds mu.
 func (q *queue) take() piece {
-	p := piece{Start: q.taken, Arrived: q.chunks[0].arrived}
-	for len(q.chunks) > 0 && p.Index == nil {
+	p := piece{Start: q.taken, Arrived: q.chunks[0].arrived, Eager: q.eager}
+	for len(q.chunks) > 0 && !p.Ends {
 		c := &q.chunks[0]
 		room := q.opt.PartSizeMax - len(p.Content)
 		if room == 0 {
@@ -201,24 +208,41 @@ func (q *queue) take() piece {
 			break
 		}
 		p.Content = append(p.Content, c.content...)
-		p.Index = c.index
+		p.Index, p.Ends = c.index, c.ends
 		q.chunks = q.chunks[1:]
 	}
 	q.taken = p.end()
+	q.flights = append(q.flights, flight{start: p.Start, end: p.end(), arrived: p.Arrived})
 	return p
 }
 
-// storedUpTo says that p is in the store. Pieces are stored in the order in which they were taken.
-func (q *queue) storedUpTo(p piece) {
+// setStored says that everything from one position to another is in the store. Whatever was taken before and is not in it yet
+// holds up what is reported.
+func (q *queue) setStored(from, to pg.LSN) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	q.stored = p.end()
-	q.size -= len(p.Content)
-	q.oldest = time.Time{}
-	if len(q.chunks) > 0 {
-		q.oldest = q.chunks[0].arrived
+	for i := range q.flights {
+		if f := &q.flights[i]; from <= f.start && f.end <= to {
+			f.stored = true
+		}
+	}
+	for len(q.flights) > 0 && q.flights[0].stored {
+		q.size -= int(q.flights[0].end - q.stored)
+		q.stored = q.flights[0].end
+		q.flights = q.flights[1:]
 	}
 	q.wake()
+}
+
+// oldest is the arrival of the byte at stored; zero when nothing waits. The caller holds mu.
+func (q *queue) oldest() time.Time {
+	switch {
+	case len(q.flights) > 0:
+		return q.flights[0].arrived
+	case len(q.chunks) > 0:
+		return q.chunks[0].arrived
+	}
+	return time.Time{}
 }
 
 // positions are what is reported to Postgres and shown in the metrics.
@@ -232,5 +256,5 @@ type positions struct {
 func (q *queue) positions() positions {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	return positions{Received: q.received, Stored: q.stored, Waiting: q.size, Oldest: q.oldest, FullWaits: q.waits}
+	return positions{Received: q.received, Stored: q.stored, Waiting: q.size, Oldest: q.oldest(), FullWaits: q.waits}
 }

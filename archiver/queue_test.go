@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -17,6 +18,8 @@ import (
 func testQueue() *queue {
 	return newQueue(queueOptions{Start: 0x200000, SegmentSize: mib, FlushInterval: time.Second, PartSizeMax: 1000, SizeMax: 3000})
 }
+
+func storedUpTo(q *queue, p piece) { q.setStored(p.Start, p.end()) }
 
 // takes asks for the next piece in the background.
 func takes(ctx context.Context, q *queue, lag time.Duration) chan piece {
@@ -72,12 +75,12 @@ func TestQueueCutsWhenTheOldestByteIsOfAge(t *testing.T) {
 		if p.Start != 0x200000 || p.end() != 0x20001E || !p.Clock.Equal(p.Arrived.Add(600*time.Millisecond)) || p.Index != nil {
 			t.Errorf("got %+v", p)
 		}
-		q.storedUpTo(p)
+		q.setStored(p.Start, p.end())
 
 		add(t, q, 10)
-		q.storedUpTo(within(t, "with a put that takes 300 ms", takes(t.Context(), q, 300*time.Millisecond), 700*time.Millisecond, 10))
+		storedUpTo(q, within(t, "with a put that takes 300 ms", takes(t.Context(), q, 300*time.Millisecond), 700*time.Millisecond, 10))
 		add(t, q, 10)
-		q.storedUpTo(within(t, "with a put that takes an hour", takes(t.Context(), q, time.Hour), 500*time.Millisecond, 10))
+		storedUpTo(q, within(t, "with a put that takes an hour", takes(t.Context(), q, time.Hour), 500*time.Millisecond, 10))
 	})
 }
 
@@ -88,13 +91,13 @@ func TestQueueCutsBySizeAndNeverMoreThanAPart(t *testing.T) {
 		add(t, q, 999)
 		waits(t, "a byte less than a part", taken)
 		add(t, q, 1500)
-		q.storedUpTo(within(t, "more than a part", taken, 0, 1000))
+		storedUpTo(q, within(t, "more than a part", taken, 0, 1000))
 		p := within(t, "the second part", takes(t.Context(), q, 0), 0, 1000)
 		if p.Start != 0x200000+1000 {
 			t.Errorf("it begins at %s", p.Start)
 		}
-		q.storedUpTo(p)
-		q.storedUpTo(within(t, "the rest", takes(t.Context(), q, 0), time.Second, 499))
+		q.setStored(p.Start, p.end())
+		storedUpTo(q, within(t, "the rest", takes(t.Context(), q, 0), time.Second, 499))
 	})
 }
 
@@ -107,19 +110,19 @@ func TestQueueCutsAtOnceOnDemand(t *testing.T) {
 		q.flushNow()
 		p := within(t, "the server asks for a reply", taken, 0, 10)
 		add(t, q, 20) // behind what was asked for
-		q.storedUpTo(p)
+		q.setStored(p.Start, p.end())
 		taken = takes(t.Context(), q, 0)
 		waits(t, "what came later is not due", taken)
 		q.setEager(true)
-		q.storedUpTo(within(t, "a commit waits", taken, 0, 20))
+		storedUpTo(q, within(t, "a commit waits", taken, 0, 20))
 		taken = takes(t.Context(), q, 0)
 		add(t, q, 30)
-		q.storedUpTo(within(t, "another commit waits", taken, 0, 30))
+		storedUpTo(q, within(t, "another commit waits", taken, 0, 30))
 		q.setEager(false)
 		taken = takes(t.Context(), q, 0)
 		add(t, q, 40)
 		waits(t, "no commit waits any more", taken)
-		q.storedUpTo(within(t, "of age", taken, time.Second, 40))
+		storedUpTo(q, within(t, "of age", taken, time.Second, 40))
 	})
 }
 
@@ -128,7 +131,7 @@ func TestQueueCutsAtTheEndOfASegmentAndNeverAcrossIt(t *testing.T) {
 		q := testQueue()
 		index := &repo.Index{Segment: "this"}
 		add(t, q, 10)
-		if err := q.append(t.Context(), chunk{content: make([]byte, 20), arrived: time.Now(), index: index}); err != nil {
+		if err := q.append(t.Context(), chunk{content: make([]byte, 20), arrived: time.Now(), index: index, ends: true}); err != nil {
 			t.Fatal(err)
 		}
 		add(t, q, 30) // of the next segment
@@ -136,7 +139,7 @@ func TestQueueCutsAtTheEndOfASegmentAndNeverAcrossIt(t *testing.T) {
 		if p.Index != index {
 			t.Error("the piece that completes the segment has no index")
 		}
-		q.storedUpTo(p)
+		q.setStored(p.Start, p.end())
 		p = within(t, "the next segment", takes(t.Context(), q, 0), time.Second, 30)
 		if p.Index != nil {
 			t.Error("the index came twice")
@@ -167,7 +170,7 @@ func TestQueueThatIsFullMakesTheReceiverWait(t *testing.T) {
 			t.Fatal("there was room while the piece was under way: memory is not bounded")
 		default:
 		}
-		q.storedUpTo(p)
+		q.setStored(p.Start, p.end())
 		<-appended
 		if at := q.positions(); at.Waiting != 2001 || at.FullWaits != 1 || at.Stored != 0x200000+1000 {
 			t.Errorf("%+v", at)
@@ -191,7 +194,7 @@ func TestClosedQueueGivesWhatItHasAndThenEnds(t *testing.T) {
 		taken := takes(t.Context(), q, 0)
 		waits(t, "open", taken)
 		q.close()
-		q.storedUpTo(within(t, "closed", taken, 0, 10))
+		storedUpTo(q, within(t, "closed", taken, 0, 10))
 		if _, ok, err := q.next(t.Context(), 0); ok || err != nil {
 			t.Errorf("empty and closed: %v, %v", ok, err)
 		}
@@ -218,7 +221,7 @@ func TestOldestByteIsThatBehindTheStoredOnes(t *testing.T) {
 		if at := q.positions(); !at.Oldest.Equal(first) {
 			t.Errorf("a piece is under way, and the oldest byte is of %s", at.Oldest)
 		}
-		q.storedUpTo(p)
+		q.setStored(p.Start, p.end())
 		if at := q.positions(); !at.Oldest.Equal(second) {
 			t.Errorf("the oldest byte is of %s", at.Oldest)
 		}
@@ -235,7 +238,7 @@ func TestPiecesAreTheBytesThatWereAppendedInOrder(t *testing.T) {
 			c := chunk{content: bytes.Repeat([]byte{byte(i)}, rapid.IntRange(1, 60).Draw(t, "bytes")), arrived: time.Now()}
 			want = append(want, c.content...)
 			if rapid.Bool().Draw(t, "last of its segment") {
-				c.index = &repo.Index{}
+				c.index, c.ends = &repo.Index{}, true
 				ends[0x200000+pg.LSN(len(want))] = true
 			}
 			if err := q.append(context.Background(), c); err != nil {
@@ -261,10 +264,49 @@ func TestPiecesAreTheBytesThatWereAppendedInOrder(t *testing.T) {
 			}
 			got = append(got, p.Content...)
 			at = p.end()
-			q.storedUpTo(p)
+			q.setStored(p.Start, p.end())
 		}
 		if at := q.positions(); !bytes.Equal(got, want) || at.Waiting != 0 || at.Stored != at.Received {
 			t.Fatalf("%d bytes came out of %d; %+v", len(got), len(want), at)
+		}
+	})
+}
+
+// TestWhatIsReportedIsThePrefixThatIsStored stores the pieces in any order.
+func TestWhatIsReportedIsThePrefixThatIsStored(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		q := newQueue(queueOptions{Start: 0x200000, SegmentSize: mib, FlushInterval: time.Second, PartSizeMax: 100, SizeMax: 1 << 20})
+		var pieces []piece
+		total := 0
+		for range rapid.IntRange(1, 10).Draw(t, "pieces") {
+			n := rapid.IntRange(1, 60).Draw(t, "bytes")
+			total += n
+			if err := q.append(context.Background(), chunk{content: make([]byte, n), arrived: time.Unix(int64(total), 0)}); err != nil {
+				t.Fatal(err)
+			}
+			q.flushNow()
+			p, _, err := q.next(context.Background(), 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			pieces = append(pieces, p)
+		}
+		missing := append([]piece(nil), pieces...)
+		for _, p := range rapid.Permutation(pieces).Draw(t, "order") {
+			from := p.Start
+			if rapid.Bool().Draw(t, "with all before it") {
+				from = pieces[0].Start
+			}
+			q.setStored(from, p.end())
+			missing = slices.DeleteFunc(missing, func(m piece) bool { return from <= m.Start && m.end() <= p.end() })
+			want := positions{Received: q.received, Stored: q.received}
+			if len(missing) > 0 {
+				want.Stored, want.Oldest = missing[0].Start, missing[0].Arrived
+				want.Waiting = int(want.Received - want.Stored)
+			}
+			if got := q.positions(); got != want {
+				t.Fatalf("with %d missing: %+v, want %+v", len(missing), got, want)
+			}
 		}
 	})
 }

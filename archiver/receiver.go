@@ -29,8 +29,7 @@ type receiver struct {
 	patience      *time.Timer // runs out when that is not stored within the grace
 	outOfPatience atomic.Bool
 
-	open  repo.SegmentBuilder // what the repository holds of the open segment
-	parts []repo.Part
+	open *stretch // what the repository holds of the one that is open
 }
 
 // patienceMin is the least time for which a full buffer holds up the stream before the server is let go.
@@ -39,7 +38,7 @@ const patienceMin = time.Second
 // newReceiver prepares to go on at a position: what the repository holds of the open segment is read back, so that the record that goes
 // on can be checked and the segment's index is complete. An index that a killed archiver could not write any more is made up for.
 func (s *session) newReceiver(ctx context.Context, at position) (*receiver, error) {
-	r := &receiver{session: s, timeline: at.Timeline, size: s.size, at: at.LSN}
+	r := &receiver{session: s, timeline: at.Timeline, size: s.size, at: at.LSN, open: &stretch{}}
 	r.queue = newQueue(queueOptions{Start: at.LSN, SegmentSize: s.size, FlushInterval: s.opt.FlushInterval,
 		PartSizeMax: s.opt.PartSizeMax, SizeMax: s.opt.BufferMax, Patience: max(s.opt.ShutdownGrace, patienceMin)})
 	inv, err := s.opt.Repo.Inventory(ctx, at.Timeline, s.size, 0)
@@ -60,8 +59,15 @@ func (s *session) newReceiver(ctx context.Context, at position) (*receiver, erro
 	if err := r.reread(ctx, first, from); err != nil {
 		return nil, fmt.Errorf("resume at %s: %w", at.LSN, err)
 	}
-	r.parts = inv.Parts[uint64(at.LSN)/uint64(s.size)]
-	return r, s.sweepParts(ctx, inv)
+	if err := s.sweepParts(ctx, inv); err != nil {
+		return nil, err
+	}
+	for _, part := range inv.Parts[uint64(at.LSN)/uint64(s.size)] {
+		if part.End > r.stretchEnd()-repo.Stretch(s.size) && part.End-part.Start < repo.Stretch(s.size) {
+			r.open.parts = append(r.open.parts, part)
+		}
+	}
+	return r, nil
 }
 
 // decodeFrom finds the first segment, up to the open one, that needs an index; where decoding has to begin so that its first record is
@@ -69,7 +75,7 @@ func (s *session) newReceiver(ctx context.Context, at position) (*receiver, erro
 func (s *session) decodeFrom(ctx context.Context, inv *repo.Inventory, open pg.Segment) (first, from, last pg.LSN, err error) {
 	for segment := open; ; segment.Number-- {
 		first = segment.Start(s.size)
-		if segment.Number == 0 || !inv.HasSegment(segment.Number-1) {
+		if segment.Number == 0 || !inv.Complete(segment.Number-1) {
 			return first, first, 0, nil // the archive, or the timeline, begins here
 		}
 		before := pg.Segment{Timeline: segment.Timeline, Number: segment.Number - 1}
@@ -92,42 +98,46 @@ func (r *receiver) reread(ctx context.Context, first, from pg.LSN) error {
 	rp := r.session.opt.Repo
 	for from < r.at {
 		segment := r.size.Segment(r.timeline, from)
-		start := segment.Start(r.size)
-		content, err := rp.ReadSegment(ctx, r.size, segment)
+		begin := from
+		err := rp.VisitSegment(ctx, r.size, segment, func(at pg.LSN, content []byte) error {
+			end := min(at+pg.LSN(len(content)), r.at)
+			r.keep(at, content[:max(end, at)-at])
+			if end <= from {
+				return nil
+			}
+			_, err := r.decoder.Write(content[from-at : end-at])
+			from = end
+			return err
+		})
 		if err != nil {
 			return err
 		}
-		end := min(start+pg.LSN(len(content)), r.at)
-		if end <= from {
+		if from == begin {
 			return fmt.Errorf("the repository lacks WAL at %s", from)
 		}
-		if _, err := r.decoder.Write(content[from-start : end-start]); err != nil {
+		if from < segment.End(r.size) || segment.Start(r.size) < first {
+			continue
+		}
+		if err := rp.PutIndex(ctx, r.size, segment, r.index.Finish(segment, r.size, r.decoder.UnfinishedRecord())); err != nil {
 			return err
 		}
-		switch {
-		case end < segment.End(r.size):
-			r.open.Add(rp, content[:end-start])
-		case start >= first:
-			index := r.index.Finish(segment, r.size, r.decoder.UnfinishedRecord())
-			if err := rp.PutIndex(ctx, r.size, segment, index); err != nil {
-				return err
-			}
-		}
-		from = end
 	}
 	return nil
 }
 
-// sweepParts removes parts whose segment is whole: an archiver that was killed has left them.
+// keep collects what the repository holds of the stretch in which the stream goes on.
+func (r *receiver) keep(at pg.LSN, content []byte) {
+	begin := r.stretchEnd() - repo.Stretch(r.size)
+	if end := at + pg.LSN(len(content)); end > begin {
+		r.open.built.Add(r.session.opt.Repo.Pack(content[max(begin, at)-at:]))
+	}
+}
+
+// sweepParts removes parts that are in larger objects: an archiver that was killed has left them.
 func (s *session) sweepParts(ctx context.Context, inv *repo.Inventory) error {
-	for number, parts := range inv.Parts {
-		if !inv.HasSegment(number) {
-			continue
-		}
-		for _, part := range parts {
-			if err := s.opt.Repo.DeletePart(ctx, s.size, part); err != nil {
-				return err
-			}
+	for _, part := range inv.Superfluous() {
+		if err := s.opt.Repo.DeletePart(ctx, s.size, part); err != nil {
+			return err
 		}
 	}
 	return nil
@@ -160,6 +170,12 @@ func (r *receiver) run(ctx context.Context, stream *replication.Stream) (replica
 			r.answer(stream)
 		}
 	}
+}
+
+// stretchEnd is where the stretch of the next byte ends.
+func (r *receiver) stretchEnd() pg.LSN {
+	length := repo.Stretch(r.size)
+	return r.at - r.at%length + length
 }
 
 // errLetGo ends a session in which the server waits for WAL that the store does not take.
@@ -201,13 +217,14 @@ func (r *receiver) take(ctx context.Context, event replication.Event) error {
 		return fmt.Errorf("the server sent WAL from %s, expected %s", event.Start, r.at)
 	}
 	for content := event.WAL; len(content) > 0; {
-		n := min(len(content), int(r.size.Start(r.at)+pg.LSN(r.size)-r.at))
+		n := min(len(content), int(r.stretchEnd()-r.at))
 		if _, err := r.decoder.Write(content[:n]); err != nil {
 			r.session.archiver.counts.corrupt.Add(1)
 			return fmt.Errorf("WAL that the server sent is damaged and was not archived: %w", err)
 		}
 		c := chunk{content: append([]byte(nil), content[:n]...), arrived: time.Now(), clock: r.clock.Time}
 		segment := r.size.Segment(r.timeline, r.at)
+		c.ends = r.at+pg.LSN(n) == r.stretchEnd()
 		r.at += pg.LSN(n)
 		if r.size.Offset(r.at) == 0 {
 			index := r.index.Finish(segment, r.size, r.decoder.UnfinishedRecord())

@@ -174,8 +174,8 @@ func (s *session) run(ctx context.Context, stream *replication.Stream, recv *rec
 	defer stopInterrupt()
 
 	up := &uploader{repo: s.opt.Repo, log: s.log, size: s.size, timeline: recv.timeline, counts: &s.archiver.counts,
-		open: recv.open, sent: recv.parts, stored: func(p piece) {
-			q.storedUpTo(p)
+		slots: make(chan struct{}, s.opt.PutsInFlight), open: recv.open, stored: func(from, to pg.LSN) {
+			q.setStored(from, to)
 			s.report(stream, q, false)
 		}}
 	var tasks sync.WaitGroup

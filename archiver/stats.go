@@ -9,10 +9,10 @@ import (
 
 // counters count since the start of the process.
 type counters struct {
-	parts, segments, storeFailures, interruptions, corrupt, gaps atomic.Uint64
-	backupsDone, backupsFailed                                   atomic.Uint64
-	putSeconds                                                   atomic.Int64 // nanoseconds of the last put
-	storeDown                                                    atomic.Bool
+	parts, stretches, segments, storeFailures, interruptions, corrupt, gaps atomic.Uint64
+	backupsDone, backupsFailed                                              atomic.Uint64
+	putSeconds                                                              atomic.Int64 // nanoseconds of the last put
+	storeDown                                                               atomic.Bool
 }
 
 // backupFacts are what is known of base backups.

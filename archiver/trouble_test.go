@@ -122,7 +122,7 @@ func TestArchiveThatIsAheadOfTheServerIsNotContinued(t *testing.T) {
 	// The archive of a server that has lost its newest WAL: a crash without fsync, or a volume that was set back.
 	end := b.frontier(1)
 	part := repo.Part{Timeline: 1, Start: end, End: b.size.Start(end) + pg.LSN(b.size)}
-	if err := b.repo.PutPart(t.Context(), b.size, part, time.Now(), make([]byte, part.End-part.Start)); err != nil {
+	if err := b.repo.PutPart(t.Context(), b.size, part, time.Now(), b.repo.Pack(make([]byte, part.End-part.Start))); err != nil {
 		t.Fatal(err)
 	}
 	a = b.run(b.options())

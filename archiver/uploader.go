@@ -5,90 +5,193 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"pitr/internal/pg"
 	"pitr/internal/repo"
 )
 
-// uploader stores the pieces of one timeline in order: a part for each, and the whole segment when its last byte is there.
+// uploader stores the pieces of one timeline. Several puts are in flight at a time, so that a commit need not wait for the put before its
+// own; what is acknowledged is the prefix without a gap. A segment's first part is alone in flight: whatever is killed when, the log in the
+// store has no hole but within the parts of its last segment.
 type uploader struct {
 	repo     *repo.Repo
 	log      *slog.Logger
 	size     pg.SegmentSize
 	timeline pg.Timeline
-	stored   func(piece) // called when a piece is durably in the store
+	stored   func(from, to pg.LSN) // called when what lies between is durably in the store
 	counts   *counters
+	slots    chan struct{} // as many as there may be puts in flight
 
-	open repo.SegmentBuilder
-	sent []repo.Part // parts of the open segment
+	open     *stretch
+	flights  sync.WaitGroup
+	lag      atomic.Int64 // nanoseconds that a put takes, smoothed
+	replaced []repo.Part  // parts that are in larger objects, still to be removed; the finisher's
 
-	replaced []repo.Part // parts of whole segments that are still to be removed
-	lag      time.Duration
+	// mu guards err, the first that ends the uploader.
+	mu   sync.Mutex
+	err  error
+	stop context.CancelFunc
+}
+
+// stretch is as much WAL as is put together to one object: see repo.Stretch.
+type stretch struct {
+	built   repo.StretchBuilder
+	parts   []repo.Part
+	flights sync.WaitGroup
+	last    piece // completes it
+	stored  bool  // as one object, by a flight
 }
 
 // run stores until the queue is closed and empty. It gives up only when ctx ends or the repository holds other content (law 3).
 func (u *uploader) run(ctx context.Context, q *queue) error {
+	ctx, u.stop = context.WithCancel(ctx)
+	defer u.stop()
+	completed := make(chan *stretch, 1)
+	var finisher sync.WaitGroup
+	finisher.Go(func() {
+		for s := range completed {
+			u.finish(ctx, s)
+		}
+	})
+	err := u.dispatch(ctx, q, completed)
+	u.flights.Wait()
+	close(completed)
+	finisher.Wait()
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.err != nil {
+		return u.err
+	}
+	return err
+}
+
+func (u *uploader) fail(err error) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.err == nil {
+		u.err = err
+	}
+	u.stop()
+}
+
+// dispatch starts a put for each piece, and hands on the stretches that are complete.
+func (u *uploader) dispatch(ctx context.Context, q *queue, completed chan<- *stretch) error {
 	for {
-		p, ok, err := q.next(ctx, u.lag)
+		select {
+		case u.slots <- struct{}{}:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+		p, ok, err := q.next(ctx, time.Duration(u.lag.Load()))
 		if err != nil || !ok {
 			return err
 		}
+		alone := u.size.Offset(p.Start) == 0
+		if alone {
+			u.flights.Wait()
+		}
+		u.launch(ctx, p)
+		if alone {
+			u.flights.Wait()
+		}
+		if !p.Ends {
+			continue
+		}
+		select {
+		case completed <- u.open:
+			u.open = &stretch{}
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// launch puts one piece: as a part, or, when it completes a stretch and no commit waits for it, with all of the stretch at once.
+func (u *uploader) launch(ctx context.Context, p piece) {
+	s, from := u.open, p.Start
+	frame := u.repo.Pack(p.Content)
+	s.built.Add(frame)
+	part := repo.Part{Timeline: u.timeline, Start: p.Start, End: p.end()}
+	put := func(ctx context.Context) error { return u.repo.PutPart(ctx, u.size, part, p.Clock, frame) }
+	count := &u.counts.parts
+	if p.Ends {
+		s.last = p
+	}
+	if p.Ends && (!p.Eager || part == u.whole(s)) {
+		s.stored, from, count = true, u.whole(s).Start, &u.counts.stretches
+		put = func(ctx context.Context) error { return u.repo.PutStretch(ctx, u.size, u.whole(s), p.Clock, &s.built) }
+	} else {
+		s.parts = append(s.parts, part)
+	}
+	s.flights.Add(1)
+	u.flights.Go(func() {
+		defer func() { <-u.slots }()
+		defer s.flights.Done()
 		begin := time.Now()
-		if err := u.persist(ctx, p, p.Start, func(ctx context.Context) error { return u.store(ctx, p) }); err != nil {
-			return err
+		if err := u.persist(ctx, p, put); err != nil {
+			u.fail(err)
+			return
 		}
-		took := time.Since(begin)
-		u.lag += (took - u.lag) / 4
-		u.counts.putSeconds.Store(int64(took))
-		u.stored(p)
-		if p.Index != nil {
-			u.finishSegment(ctx, p)
-		}
-	}
+		u.took(time.Since(begin))
+		count.Add(1)
+		u.stored(from, p.end())
+	})
 }
 
-// store puts one piece: as a part, or, when it completes the segment, the whole segment.
-func (u *uploader) store(ctx context.Context, p piece) error {
-	if p.Index == nil {
-		part := repo.Part{Timeline: u.timeline, Start: p.Start, End: p.end()}
-		if err := u.repo.PutPart(ctx, u.size, part, p.Clock, p.Content); err != nil {
-			return err
-		}
-		u.open.Add(u.repo, p.Content)
-		u.sent = append(u.sent, part)
-		u.counts.parts.Add(1)
-		return nil
-	}
-	if u.open.Length() < uint64(u.size) {
-		u.open.Add(u.repo, p.Content)
-	}
-	segment := u.size.Segment(u.timeline, p.Start)
-	if err := u.repo.PutSegment(ctx, u.size, segment, p.Clock, &u.open); err != nil {
-		return err
-	}
-	u.counts.segments.Add(1)
-	return nil
+// took notes how long a put has taken.
+func (u *uploader) took(d time.Duration) {
+	lag := u.lag.Load()
+	u.lag.Store(lag + (int64(d)-lag)/4)
+	u.counts.putSeconds.Store(int64(d))
 }
 
-// finishSegment stores the index and removes the parts that the segment has replaced. The segment is safe already: parts that cannot be
-// removed now are tried again with the next segment, and what a kill leaves behind is swept when the archiver next starts.
-func (u *uploader) finishSegment(ctx context.Context, p piece) {
-	segment := u.size.Segment(u.timeline, p.Start)
-	err := u.persist(ctx, p, p.Start, func(ctx context.Context) error { return u.repo.PutIndex(ctx, u.size, segment, *p.Index) })
+// whole is the stretch that its last piece has completed.
+func (u *uploader) whole(s *stretch) repo.Part {
+	end := s.last.end()
+	return repo.Part{Timeline: u.timeline, Start: end - repo.Stretch(u.size), End: end}
+}
+
+// finish puts a stretch together, stores the index of a segment that is complete, and removes the parts that are in larger objects
+// now. All of the WAL is safe already: parts that cannot be removed now are tried again with the next stretch, and what a kill
+// leaves behind is swept when the archiver next starts.
+func (u *uploader) finish(ctx context.Context, s *stretch) {
+	s.flights.Wait()
+	if ctx.Err() != nil {
+		return
+	}
+	whole, p := u.whole(s), s.last
+	var err error
+	if !s.stored {
+		err = u.persist(ctx, p, func(ctx context.Context) error { return u.repo.PutStretch(ctx, u.size, whole, p.Clock, &s.built) })
+		if err == nil {
+			u.counts.stretches.Add(1)
+		}
+	}
+	segment := u.size.Segment(u.timeline, whole.Start)
+	if err == nil && p.Index != nil {
+		err = u.persist(ctx, p, func(ctx context.Context) error { return u.repo.PutIndex(ctx, u.size, segment, *p.Index) })
+	}
+	if errors.Is(err, repo.ErrConflict) {
+		u.fail(err)
+		return
+	}
 	if err == nil {
-		u.replaced = append(u.replaced, u.sent...)
+		u.replaced = append(u.replaced, s.parts...)
 		err = u.removeReplaced(ctx)
 	}
-	if err != nil {
+	switch {
+	case err != nil:
 		u.log.Warn("index or clean-up of a segment was put off", "segment", segment.Name(u.size), "error", err)
-	} else {
-		u.log.Info("segment archived", "segment", segment.Name(u.size), "parts", len(u.sent), "commits", p.Index.Commits())
+	case p.Index != nil:
+		u.counts.segments.Add(1)
+		u.log.Info("segment archived", "segment", segment.Name(u.size), "parts", len(s.parts), "commits", p.Index.Commits())
 	}
-	u.open, u.sent = repo.SegmentBuilder{}, nil
 }
 
-// removeReplaced removes parts whose segments are whole, as far as the store lets it.
+// removeReplaced removes parts that are in larger objects, as far as the store lets it.
 func (u *uploader) removeReplaced(ctx context.Context) error {
 	for len(u.replaced) > 0 {
 		if err := u.repo.DeletePart(ctx, u.size, u.replaced[0]); err != nil {
@@ -103,7 +206,7 @@ func (u *uploader) removeReplaced(ctx context.Context) error {
 const storePause = 2 * time.Second
 
 // persist repeats attempt until it succeeds: WAL is never given up, the slot keeps what follows.
-func (u *uploader) persist(ctx context.Context, p piece, at pg.LSN, attempt func(context.Context) error) error {
+func (u *uploader) persist(ctx context.Context, p piece, attempt func(context.Context) error) error {
 	for {
 		err := attempt(ctx)
 		if err == nil {
@@ -111,14 +214,14 @@ func (u *uploader) persist(ctx context.Context, p piece, at pg.LSN, attempt func
 			return nil
 		}
 		if errors.Is(err, repo.ErrConflict) {
-			return fmt.Errorf("archive WAL at %s: %w; is the same repository used by two clusters?", at, err)
+			return fmt.Errorf("archive WAL at %s: %w; is the same repository used by two clusters?", p.Start, err)
 		}
 		if ctx.Err() != nil {
-			return fmt.Errorf("archive WAL at %s: %w", at, err)
+			return fmt.Errorf("archive WAL at %s: %w", p.Start, err)
 		}
 		u.counts.storeDown.Store(true)
 		u.counts.storeFailures.Add(1)
-		u.log.Error("the store does not take WAL; Postgres keeps it in the slot", "at", at, "waiting_since", p.Arrived, "error", err)
+		u.log.Error("the store does not take WAL; Postgres keeps it in the slot", "at", p.Start, "waiting_since", p.Arrived, "error", err)
 		timer := time.NewTimer(storePause)
 		select {
 		case <-ctx.Done():

@@ -94,6 +94,7 @@ type Archive struct {
 	Slot          string   `yaml:"slot"`
 	FlushInterval Duration `yaml:"flush_interval"`
 	PartSizeMax   ByteSize `yaml:"part_size_max"`
+	PutsInFlight  int      `yaml:"puts_in_flight"`
 	BufferMax     ByteSize `yaml:"buffer_max"`
 	Compression   string   `yaml:"compression"`
 	StoreTimeout  Duration `yaml:"store_timeout"`

@@ -68,6 +68,7 @@ var settings = []Setting{
 	{Key: "archive.slot", Default: "pitr", Doc: "Physical replication slot; it is created when it is missing. Lower-case letters, digits and `_`."},
 	{Key: "archive.flush_interval", Default: "1s", Range: "10ms..1m", Doc: "WAL is in the store within this time of its arrival: the loss that a disaster may cause."},
 	{Key: "archive.part_size_max", Default: "8MiB", Range: "64KiB..64MiB", Doc: "A part of an open segment is cut when it reaches this size, even before flush_interval."},
+	{Key: "archive.puts_in_flight", Default: "8", Range: "1..64", Doc: "How many parts may be on their way to the store at a time. More lets synchronous commits wait little longer than for a put of their own, at the price of more requests."},
 	{Key: "archive.buffer_max", Default: "64MiB", Range: "1MiB..16GiB", Doc: "WAL held in memory while the store is slow or away; beyond it reading from Postgres pauses and the slot retains WAL."},
 	{Key: "archive.compression", Default: "zstd:1", Range: "zstd:1|zstd:3|zstd:7|zstd:11", Doc: "Codec and level of what is written; the levels are those of the zstd command, roughly."},
 	{Key: "archive.store_timeout", Default: "1m", Range: "100ms..1h", Doc: "How long one request to the store may take."},

@@ -66,7 +66,7 @@ func readSegment(ctx context.Context, r *repo.Repo, segment pg.Segment, size pg.
 	if err != nil {
 		return nil, errors.New(err.Error())
 	}
-	if inv.HasSegment(segment.Number) { // completed meanwhile
+	if inv.Complete(segment.Number) { // completed meanwhile
 		content, err := r.ReadSegment(ctx, size, segment)
 		if err != nil {
 			return nil, errors.New(err.Error())

@@ -105,7 +105,7 @@ func TestOnlyWhatIsCertainlyAbsentIsCalledAbsent(t *testing.T) {
 		t.Fatal(err)
 	}
 	start := whole.Start(w.size)
-	if err := r.PutPart(t.Context(), w.size, repo.Part{Timeline: 1, Start: start, End: start + 8192}, w.backups[0].StopTime, content[:8192]); err != nil {
+	if err := r.PutPart(t.Context(), w.size, repo.Part{Timeline: 1, Start: start, End: start + 8192}, w.backups[0].StopTime, r.Pack(content[:8192])); err != nil {
 		t.Fatal(err)
 	}
 	absent(whole.Name(w.size), false, r)

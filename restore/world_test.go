@@ -142,7 +142,7 @@ func (w *world) start(ctx context.Context, dir string) (*postmaster.Server, erro
 }
 
 func (w *world) archiveOptions(server *postmaster.Server) archiver.Options {
-	return archiver.Options{DSN: w.dsn(server), Slot: "pitr", FlushInterval: 20 * time.Millisecond, PartSizeMax: 1 << 20, BufferMax: 8 << 20,
+	return archiver.Options{DSN: w.dsn(server), Slot: "pitr", FlushInterval: 20 * time.Millisecond, PartSizeMax: 1 << 20, BufferMax: 8 << 20, PutsInFlight: 4,
 		ShutdownGrace: 5 * time.Second, BackupBufferMax: 64 << 20, BackupWALWait: 20 * time.Second, RetentionWindow: time.Hour, RetentionMinimum: 1,
 		Repo: w.repo, Log: slog.New(slog.DiscardHandler)}
 }

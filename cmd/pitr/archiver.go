@@ -33,7 +33,7 @@ func runArchiver(ctx context.Context, app *app) error {
 	}
 	a, err := archiver.New(archiver.Options{
 		DSN: cfg.Postgres.DSN.Reveal(), Slot: cfg.Archive.Slot, FlushInterval: cfg.Archive.FlushInterval.D(),
-		PartSizeMax: int(cfg.Archive.PartSizeMax), BufferMax: int(cfg.Archive.BufferMax), ShutdownGrace: cfg.Archive.ShutdownGrace.D(),
+		PartSizeMax: int(cfg.Archive.PartSizeMax), BufferMax: int(cfg.Archive.BufferMax), PutsInFlight: cfg.Archive.PutsInFlight, ShutdownGrace: cfg.Archive.ShutdownGrace.D(),
 		BackupSchedule: cfg.Backup.Schedule, BackupBufferMax: int64(cfg.Backup.BufferMax), BackupWALWait: cfg.Backup.WALWait.D(),
 		RetentionWindow: cfg.Backup.Retention.Window.D(), RetentionMinimum: cfg.Backup.Retention.Minimum, Repo: r, Log: log,
 	})

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -122,7 +123,7 @@ func (b *runBench) signal(sig syscall.Signal) int {
 func (b *runBench) kill9() {
 	b.t.Helper()
 	pid := b.install.Attach(b.data, 0).Pid()
-	if err := b.cmd.Process.Kill(); err != nil && !errors.Is(err, os.ErrProcessDone) {
+	if err := syscall.Kill(-b.cmd.Process.Pid, syscall.SIGKILL); err != nil && err != syscall.ESRCH {
 		b.t.Error(err)
 	}
 	b.end()
@@ -131,6 +132,14 @@ func (b *runBench) kill9() {
 			b.t.Error(err)
 		}
 	}
+	// With a container all of its processes are gone before the next one starts.
+	b.eventually(b.t.Context(), "no process of the server is left", func() bool {
+		cwds, err := filepath.Glob("/proc/[0-9]*/cwd")
+		return err == nil && !slices.ContainsFunc(cwds, func(cwd string) bool {
+			at, err := os.Readlink(cwd)
+			return err == nil && at == b.data
+		})
+	})
 }
 
 func (b *runBench) has(name string) bool {

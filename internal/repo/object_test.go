@@ -6,7 +6,6 @@ import (
 	"testing"
 	"time"
 
-	"pitr/internal/pg"
 )
 
 func TestObjectReadsBackAsWritten(t *testing.T) {
@@ -82,14 +81,14 @@ func TestKeyThatHoldsOtherContentIsAConflictAndStaysAsItIs(t *testing.T) {
 
 	putPart(t, r, 1, p.Start, p.End) // the same content again is no conflict
 	other := walBytes(0, 0x100)
-	if err := r.PutPart(t.Context(), mib, p, clockZero, other); !errors.Is(err, ErrConflict) {
+	if err := r.PutPart(t.Context(), mib, p, clockZero, r.Pack(other)); !errors.Is(err, ErrConflict) {
 		t.Errorf("other content under the key of a part: %v", err)
 	}
 	putSegment(t, r, 1, 2)
 	putSegment(t, r, 1, 2)
-	var b SegmentBuilder
-	b.Add(r, make([]byte, mib))
-	if err := r.PutSegment(t.Context(), mib, pg.Segment{Timeline: 1, Number: 2}, clockZero, &b); !errors.Is(err, ErrConflict) {
+	var b StretchBuilder
+	b.Add(r.Pack(make([]byte, mib)))
+	if err := r.PutStretch(t.Context(), mib, Part{Timeline: 1, Start: 0x200000, End: 0x300000}, clockZero, &b); !errors.Is(err, ErrConflict) {
 		t.Errorf("other content under the key of a segment: %v", err)
 	}
 	equal(t, "the part after the conflict", object(t, r, partKey(p, mib)), before)
@@ -110,7 +109,7 @@ func TestKeyThatHoldsDamageIsNoSuccess(t *testing.T) {
 	r := newRepo(t, nil)
 	p := Part{Timeline: 1, Start: 0x200000, End: 0x200100}
 	overwrite(t, r, partKey(p, mib), []byte("half an obj"))
-	if err := r.PutPart(t.Context(), mib, p, clockZero, walBytes(p.Start, p.End)); err == nil {
+	if err := r.PutPart(t.Context(), mib, p, clockZero, r.Pack(walBytes(p.Start, p.End))); err == nil {
 		t.Error("the part was taken for stored")
 	}
 }

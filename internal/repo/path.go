@@ -165,7 +165,7 @@ func (r *Repo) ReadWAL(ctx context.Context, p *Path, from, to pg.LSN, visit func
 func (r *Repo) IndexOf(ctx context.Context, p *Path, segment pg.Segment) (index Index, ok bool, err error) {
 	inv := p.inventories[segment.Timeline]
 	begin, left := p.bounds(segment.Timeline)
-	if inv == nil || !inv.HasSegment(segment.Number) || left < segment.End(p.Size) || begin > segment.Start(p.Size) {
+	if inv == nil || !inv.Complete(segment.Number) || left < segment.End(p.Size) || begin > segment.Start(p.Size) {
 		return Index{}, false, nil
 	}
 	index, err = r.ReadIndex(ctx, p.Size, segment)

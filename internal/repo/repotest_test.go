@@ -82,19 +82,19 @@ func walBytes(start, end pg.LSN) []byte {
 
 func putPart(t testing.TB, r *Repo, tli pg.Timeline, start, end pg.LSN) {
 	t.Helper()
-	if err := r.PutPart(t.Context(), mib, Part{Timeline: tli, Start: start, End: end}, clockZero, walBytes(start, end)); err != nil {
+	if err := r.PutPart(t.Context(), mib, Part{Timeline: tli, Start: start, End: end}, clockZero, r.Pack(walBytes(start, end))); err != nil {
 		t.Fatal(err)
 	}
 }
 
 func putSegment(t testing.TB, r *Repo, tli pg.Timeline, number uint64) {
 	t.Helper()
-	var b SegmentBuilder
+	var b StretchBuilder
 	segment := pg.Segment{Timeline: tli, Number: number}
 	start, end := segment.Start(mib), segment.End(mib)
-	b.Add(r, walBytes(start, start+1000))
-	b.Add(r, walBytes(start+1000, end))
-	if err := r.PutSegment(t.Context(), mib, segment, clockZero, &b); err != nil {
+	b.Add(r.Pack(walBytes(start, start+1000)))
+	b.Add(r.Pack(walBytes(start+1000, end)))
+	if err := r.PutStretch(t.Context(), mib, Part{Timeline: tli, Start: start, End: end}, clockZero, &b); err != nil {
 		t.Fatal(err)
 	}
 }

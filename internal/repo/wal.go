@@ -14,25 +14,41 @@ import (
 	"pitr/internal/store"
 )
 
+// Frame is a stretch of WAL with its compressed form, which a part and the larger object that replaces it have in common.
+type Frame struct{ plain, packed []byte }
+
+// Pack compresses a stretch of WAL. It takes content over.
+func (r *Repo) Pack(content []byte) Frame { return Frame{content, r.compressor.Append(nil, content)} }
+
 // PutPart stores the bytes of a stretch of WAL; p.End - p.Start of them. asOf is the server's clock when it had sent them.
-func (r *Repo) PutPart(ctx context.Context, size pg.SegmentSize, p Part, asOf time.Time, content []byte) error {
-	if pg.LSN(len(content)) != p.End-p.Start || size.Start(p.Start) != size.Start(p.End-1) {
+func (r *Repo) PutPart(ctx context.Context, size pg.SegmentSize, p Part, asOf time.Time, f Frame) error {
+	if pg.LSN(len(f.plain)) != p.End-p.Start || size.Start(p.Start) != size.Start(p.End-1) {
 		panic("repo: a part is the bytes between its positions, within one segment")
 	}
-	object := seal(KindPart, asOf, content, r.compressor.Append(nil, content), CodecZstd)
-	return r.put(ctx, partKey(p, size), object, KindPart)
+	return r.put(ctx, partKey(p, size), seal(KindPart, asOf, f.plain, f.packed, CodecZstd), KindPart)
 }
 
-// PutSegment stores a whole segment.
-func (r *Repo) PutSegment(ctx context.Context, size pg.SegmentSize, segment pg.Segment, asOf time.Time, b *SegmentBuilder) error {
-	if b.length != uint64(size) {
-		panic("repo: a segment is whole")
+// stretchMax is the most plain WAL of one object: what an archiver has in memory of an open segment does not grow with segments.
+const stretchMax = 64 << 20
+
+// Stretch is how much WAL the parts of a segment are put together to: the whole segment, or so much of a large one that it fits into
+// memory. Stretches begin at multiples of it.
+func Stretch(size pg.SegmentSize) pg.LSN { return min(pg.LSN(size), stretchMax) }
+
+// PutStretch stores a stretch that has come to its end: a whole segment, or a part of a large one that replaces smaller ones.
+func (r *Repo) PutStretch(ctx context.Context, size pg.SegmentSize, p Part, asOf time.Time, b *StretchBuilder) error {
+	if pg.LSN(b.length) != p.End-p.Start || b.length != uint64(Stretch(size)) {
+		panic("repo: a stretch is whole")
 	}
 	h := Header{Kind: KindSegment, Codec: CodecZstd, PlainLength: b.length, AsOf: asOf, Hash: [sha256.Size]byte(b.hash.Sum(nil))}
-	return r.put(ctx, segmentKey(segment, size), append(h.encode(), b.frames...), KindSegment)
+	key := segmentKey(size.Segment(p.Timeline, p.Start), size)
+	if b.length < uint64(size) {
+		h.Kind, key = KindPart, partKey(p, size)
+	}
+	return r.put(ctx, key, append(h.encode(), b.frames...), h.Kind)
 }
 
-// DeletePart removes a part whose segment is there as a whole.
+// DeletePart removes a part whose bytes are there in a larger object.
 func (r *Repo) DeletePart(ctx context.Context, size pg.SegmentSize, p Part) error {
 	return r.store.Delete(ctx, r.prefix+partKey(p, size))
 }
@@ -132,6 +148,28 @@ func (inv *Inventory) HasSegment(number uint64) bool {
 	return found
 }
 
+// Complete reports whether all of a segment is there: as a whole, or in parts.
+func (inv *Inventory) Complete(number uint64) bool {
+	segment := pg.Segment{Number: number}
+	return inv.within(number, segment.Start(inv.Size)) == segment.End(inv.Size)
+}
+
+// Superfluous are the parts whose bytes are there in a larger object. Whoever was killed may have left them.
+func (inv *Inventory) Superfluous() []Part {
+	var list []Part
+	for number, parts := range inv.Parts {
+		whole := inv.HasSegment(number)
+		for i, part := range parts {
+			if whole || slices.ContainsFunc(parts, func(larger Part) bool {
+				return larger != parts[i] && larger.Start <= part.Start && part.End <= larger.End
+			}) {
+				list = append(list, part)
+			}
+		}
+	}
+	return list
+}
+
 // Run is a stretch of WAL without a gap.
 type Run struct {
 	Start, End pg.LSN
@@ -221,6 +259,50 @@ func (r *Repo) ReadSegment(ctx context.Context, size pg.SegmentSize, segment pg.
 	return content, err
 }
 
+// VisitSegment passes the bytes of a segment in pieces that fit into memory, as far as they are there without a gap from its start on.
+// store.ErrNotExist says that certainly nothing is there.
+func (r *Repo) VisitSegment(ctx context.Context, size pg.SegmentSize, segment pg.Segment, visit func(at pg.LSN, content []byte) error) error {
+	if Stretch(size) == pg.LSN(size) {
+		content, err := r.ReadSegment(ctx, size, segment)
+		if err != nil {
+			return err
+		}
+		return visit(segment.Start(size), content)
+	}
+	start := segment.Start(size)
+	for at := start; ; {
+		parts, err := r.parts(ctx, size, segment)
+		if err != nil {
+			return err
+		}
+		picked := chain(parts, at)
+		before := at
+		for _, part := range picked {
+			content, err := r.ReadPart(ctx, size, part)
+			if errors.Is(err, store.ErrNotExist) {
+				break // a larger one has replaced it
+			}
+			if err != nil {
+				return err
+			}
+			if err := visit(at, content[at-part.Start:]); err != nil {
+				return err
+			}
+			at = part.End
+		}
+		switch {
+		case len(picked) > 0 && at == picked[len(picked)-1].End, len(picked) == 0 && at > start:
+			return nil
+		case len(picked) > 0 && at == before:
+			return fmt.Errorf("get %s: %w: a part that is listed is not there", partKey(picked[0], size), ErrDamaged)
+		case len(picked) == 0 && len(parts) > 0:
+			return fmt.Errorf("get %s: %w: %w", segmentKey(segment, size), ErrDamaged, errNoFirstPart)
+		case len(picked) == 0:
+			return fmt.Errorf("get %s: %w", segmentKey(segment, size), store.ErrNotExist)
+		}
+	}
+}
+
 var errNoFirstPart = errors.New("there are parts, but not the one from the segment's start")
 
 func (r *Repo) readWhole(ctx context.Context, size pg.SegmentSize, segment pg.Segment) ([]byte, error) {
@@ -282,22 +364,22 @@ func (r *Repo) PartClock(ctx context.Context, size pg.SegmentSize, part Part) (C
 	return Clock{LSN: part.End, Time: header.AsOf}, err
 }
 
-// SegmentBuilder collects a segment piece by piece, each compressed as a frame of its own. The zero value is empty.
-type SegmentBuilder struct {
+// StretchBuilder collects a stretch of WAL piece by piece, each compressed as a frame of its own. The zero value is empty.
+type StretchBuilder struct {
 	hash   hash.Hash
 	frames []byte
 	length uint64
 }
 
-// Add appends the next bytes of the segment.
-func (b *SegmentBuilder) Add(r *Repo, content []byte) {
+// Add appends the next bytes.
+func (b *StretchBuilder) Add(f Frame) {
 	if b.hash == nil {
 		b.hash = sha256.New()
 	}
-	b.hash.Write(content)
-	b.frames = r.compressor.Append(b.frames, content)
-	b.length += uint64(len(content))
+	b.hash.Write(f.plain)
+	b.frames = append(b.frames, f.packed...)
+	b.length += uint64(len(f.plain))
 }
 
 // Length is the number of plain bytes so far.
-func (b *SegmentBuilder) Length() uint64 { return b.length }
+func (b *StretchBuilder) Length() uint64 { return b.length }
