@@ -37,6 +37,7 @@ type environment struct {
 	as       *syscall.Credential
 	secret   string // SCRAM secret of benchUser, the same in Postgres and in every pooler
 	server   address
+	durable  bool // Postgres keeps what it is told
 	postgres *process
 	progress func(format string, args ...any)
 }
@@ -104,14 +105,18 @@ func (e *environment) write(name, text string) error {
 
 func (e *environment) program(name string) string { return filepath.Join(e.bin, name) }
 
-// serverSettings are those of Postgres: what would make its own disk and its housekeeping part of the comparison is off.
+// serverSettings are those of Postgres: what would make its own disk and its housekeeping part of the comparison is off, but for the
+// former where it is durable.
 func (e *environment) serverSettings() []string {
-	return []string{
-		"listen_addresses=" + loopback, "unix_socket_directories=", "max_connections=" + strconv.Itoa(serverConnectionsMax),
-		"shared_buffers=512MB", "work_mem=64MB", "fsync=off", "full_page_writes=off", "synchronous_commit=off", "max_wal_size=8GB",
-		"checkpoint_timeout=1h", "autovacuum=off", "jit=off", "password_encryption=scram-sha-256",
-		"ssl=on", "ssl_cert_file=" + e.certificate(), "ssl_key_file=" + e.key(), "ssl_min_protocol_version=TLSv1.3",
+	durability := []string{"fsync=off", "full_page_writes=off", "synchronous_commit=off"}
+	if e.durable {
+		durability = nil
 	}
+	return append(durability,
+		"listen_addresses="+loopback, "unix_socket_directories=", "max_connections="+strconv.Itoa(serverConnectionsMax),
+		"shared_buffers=512MB", "work_mem=64MB", "max_wal_size=8GB", "checkpoint_timeout=1h", "autovacuum=off", "jit=off", "password_encryption=scram-sha-256",
+		"ssl=on", "ssl_cert_file="+e.certificate(), "ssl_key_file="+e.key(), "ssl_min_protocol_version=TLSv1.3",
+	)
 }
 
 func (e *environment) startPostgres(ctx context.Context) error {

@@ -30,11 +30,11 @@ func main() {
 func rootCommand() *cobra.Command {
 	root := &cobra.Command{
 		Use:           "bench",
-		Short:         "Compare pitr's pooler with its peers",
+		Short:         "Compare pitr with its peers, and with itself",
 		SilenceErrors: true,
 		SilenceUsage:  true,
 	}
 	root.CompletionOptions.HiddenDefaultCmd = true
-	root.AddCommand(poolCommand(), tableCommand(), chartCommand())
+	root.AddCommand(poolCommand(), archiveCommand(), tableCommand(), chartCommand())
 	return root
 }
