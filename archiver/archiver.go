@@ -49,12 +49,14 @@ type Archiver struct {
 	contact time.Time  // when streaming ended, or we began
 	lastErr string
 	backups backupFacts
-	wanted  chan string // a backup is wanted, for this reason
+	seen    sight         // the latest look at the server
+	wanted  chan string   // a backup is wanted, for this reason
+	began   chan struct{} // a stream has begun
 }
 
 // New checks the options.
 func New(opt Options) (*Archiver, error) {
-	a := &Archiver{opt: opt, contact: time.Now(), wanted: make(chan string, 1)}
+	a := &Archiver{opt: opt, contact: time.Now(), wanted: make(chan string, 1), began: make(chan struct{}, 1)}
 	if opt.BackupSchedule != "" {
 		schedule, err := cron.ParseStandard(opt.BackupSchedule)
 		if err != nil {
@@ -77,6 +79,7 @@ func (a *Archiver) Run(ctx context.Context) error {
 	backups, stopBackups := context.WithCancel(ctx)
 	var tasks sync.WaitGroup
 	tasks.Go(func() { a.runBackups(backups) })
+	tasks.Go(func() { a.runWatch(backups) })
 	defer tasks.Wait()
 	defer stopBackups()
 	for pause := reconnectPauseMin; ; {

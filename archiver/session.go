@@ -24,9 +24,9 @@ type session struct {
 	system  replication.System
 	size    pg.SegmentSize
 	history pg.History
-	pid     uint32 // of the walsender
 
 	mu       sync.Mutex // guards what follows
+	pid      uint32     // of the walsender
 	queue    *queue     // of the timeline that is streamed; nil before
 	timeline pg.Timeline
 	clock    repo.Clock // the latest reading of the server's
@@ -73,7 +73,10 @@ func (s *session) login(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	s.conn, s.pid = conn, conn.PID()
+	s.conn = conn
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.pid = conn.PID()
 	return nil
 }
 
@@ -208,6 +211,10 @@ func (s *session) setQueue(q *queue, tli pg.Timeline) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.queue, s.timeline = q, tli
+	select {
+	case s.archiver.began <- struct{}{}:
+	default:
+	}
 }
 
 // report tells Postgres how far we are. An error shows with the next Receive.
@@ -227,19 +234,13 @@ const (
 	idleClockMax      = time.Hour
 )
 
-// heartbeat reports regularly, learns whether commits wait for us, and notes idleness.
+// heartbeat reports regularly, and notes idleness.
 func (s *session) heartbeat(ctx context.Context, stream *replication.Stream, q *queue) {
-	watch := watch{session: s}
-	defer watch.close()
 	idle := idleClock{next: idleClockMin}
 	ticker := time.NewTicker(heartbeatInterval)
 	defer ticker.Stop()
 	for {
 		s.report(stream, q, true)
-		if clock, commitsWait, ok := watch.look(ctx); ok {
-			s.noteClock(clock)
-			q.setEager(commitsWait)
-		}
 		if clock, tli, due := idle.due(s, q); due {
 			s.putClock(ctx, tli, clock, idle.replace(clock))
 		}

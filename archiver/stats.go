@@ -45,6 +45,9 @@ type Stats struct {
 	BackupsDone   uint64
 	BackupsFailed uint64
 	LastError     string
+	Slot          Slot
+	CommitsWait   bool // commits wait until the store has their WAL
+	CommitsStuck  bool // some wait for more than an archive does: synchronous_commit = remote_apply
 }
 
 // Stats returns a snapshot.
@@ -63,6 +66,7 @@ func (a *Archiver) Stats() Stats {
 	}
 	st.Timeline, st.Received, st.Stored = now.timeline, now.at.Received, now.at.Stored
 	st.WaitingBytes, st.Oldest, st.BufferFull = now.at.Waiting, now.at.Oldest, now.at.FullWaits
+	st.Slot, st.CommitsWait, st.CommitsStuck = a.seen.Slot, a.seen.Commits.ForUs, a.seen.Commits.Stuck
 	if !st.Streaming && (st.Oldest.IsZero() || a.contact.Before(st.Oldest)) {
 		st.Oldest = a.contact // nobody knows what the server has written since
 	}

@@ -143,8 +143,8 @@ func TestPutsThatOvertakeEachOtherAreNeverAcknowledgedAcrossAGap(t *testing.T) {
 	for range 4 {
 		a := b.run(b.options())
 		was := committed.Load()
-		until(t, "commits return", func() bool { return committed.Load() > was+100 })
-		for range 50 {
+		until(t, "commits return", func() bool { return committed.Load() > was+40 })
+		for range 20 {
 			acknowledged := b.lsn("select coalesce(max(flush_lsn), '0/0') from pg_stat_replication where application_name = 'pitr'")
 			if stored := b.frontier(1); acknowledged > stored {
 				t.Errorf("the server was told of %s, and the store has the log up to %s", acknowledged, stored)

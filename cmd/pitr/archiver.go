@@ -117,6 +117,12 @@ func archiverMetrics(st archiver.Stats, c *store.Counts, now time.Time) []monito
 		counter("pitr_wal_interruptions_total", "Times that streaming was interrupted.", st.Interruptions),
 		counter("pitr_wal_corrupt_total", "Times that the server sent WAL that failed a check.", st.Corrupt),
 		counter("pitr_wal_gaps_total", "Times that WAL was lost because the server had removed it.", st.Gaps),
+		gauge("pitr_commits_wait", "1 while commits wait until the store has their WAL (synchronous_standby_names).", number(st.CommitsWait)),
+		gauge("pitr_commits_stuck", "1 while commits with synchronous_commit = remote_apply wait for the archive, which applies nothing.", number(st.CommitsStuck)),
+		gauge("pitr_slot_retained_bytes", "WAL that the server keeps because of the slot.", float64(st.Slot.Retained)),
+		gauge("pitr_slot_safe_bytes", "WAL that the server may still write before it gives up what the slot keeps; -1: no limit (max_slot_wal_keep_size).", float64(st.Slot.Safe)),
+		gauge("pitr_slot_seconds_left", "The same in seconds at the present rate; -1: no limit, or nothing is written.", slotLeft(st.Slot)),
+		gauge("pitr_slot_risk", "How near the loss of WAL is: 0 none, 1 warning, 2 critical, 3 lost.", float64(st.Slot.Risk)),
 		counter("pitr_archive_buffer_max_hits_total", "Times that archive.buffer_max made reading from Postgres wait.", st.BufferFull),
 		gauge("pitr_backups", "Base backups in the repository.", float64(st.Backups)),
 		gauge("pitr_last_backup_timestamp_seconds", "When the newest base backup ended; 0 when there is none.", lastBackup),
@@ -131,6 +137,14 @@ func archiverMetrics(st archiver.Stats, c *store.Counts, now time.Time) []monito
 	return append(metrics,
 		counter("pitr_store_request_failures_total", "Requests to the store that failed, each attempt counted.", c.Failures.Load()),
 		counter("pitr_store_put_bytes_total", "Bytes that were put.", c.BytesPut.Load()))
+}
+
+func slotLeft(s archiver.Slot) float64 {
+	left, ok := s.Left()
+	if !ok {
+		return -1
+	}
+	return left.Seconds()
 }
 
 func lsnValue(lsn pg.LSN) float64 { return float64(lsn) }
