@@ -75,7 +75,9 @@ func TestCommitsThatWaitForEverAreTold(t *testing.T) {
 	a := b.run(b.options())
 	a.archived(b.written())
 	b.query("create table t (i int)")
-	b.query("create role app; alter role app set synchronous_commit = remote_apply; alter system set synchronous_standby_names = 'pitr'; select pg_reload_conf()")
+	b.query("create role app; alter role app set synchronous_commit = remote_apply")
+	b.query("alter system set synchronous_standby_names = 'pitr'")
+	b.query("select pg_reload_conf()")
 	until(t, "the archiver knows that commits wait for it, and some for ever", func() bool {
 		st := a.Stats()
 		return st.CommitsWait && st.CommitsStuck
