@@ -80,6 +80,7 @@ func (a *Archiver) Run(ctx context.Context) error {
 	var tasks sync.WaitGroup
 	tasks.Go(func() { a.runBackups(backups) })
 	tasks.Go(func() { a.runWatch(backups) })
+	tasks.Go(func() { a.keepStandbySlots(backups) })
 	defer tasks.Wait()
 	defer stopBackups()
 	for pause := reconnectPauseMin; ; {

@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -25,13 +26,73 @@ type ConnectOptions struct {
 	DSN             string
 	ApplicationName string
 	Replication     bool // a physical walsender; otherwise an ordinary connection for queries
+	Only            Host // of several hosts this one, whatever it is; zero: the primary
 }
 
-// Connect logs in.
+// Host is one of those that a DSN names.
+type Host struct {
+	Name string // or the directory of its socket
+	Port uint16
+}
+
+// Hosts lists those that a DSN names, in its order.
+func Hosts(dsn string) ([]Host, error) {
+	cfg, err := pgconn.ParseConfig(dsn)
+	if err != nil {
+		return nil, fmt.Errorf("connect to Postgres: %w", err)
+	}
+	return hostsOf(cfg), nil
+}
+
+func hostsOf(cfg *pgconn.Config) []Host {
+	hosts := []Host{{cfg.Host, cfg.Port}}
+	for _, other := range cfg.Fallbacks { // with sslmode=prefer a host is there twice
+		if host := (Host{other.Host, other.Port}); !slices.Contains(hosts, host) {
+			hosts = append(hosts, host)
+		}
+	}
+	return hosts
+}
+
+// only leaves one host in the configuration.
+func only(cfg *pgconn.Config, host Host) {
+	var attempts []*pgconn.FallbackConfig
+	for _, one := range append([]*pgconn.FallbackConfig{{Host: cfg.Host, Port: cfg.Port, TLSConfig: cfg.TLSConfig}}, cfg.Fallbacks...) {
+		if one.Host == host.Name && one.Port == host.Port {
+			attempts = append(attempts, one)
+		}
+	}
+	cfg.ValidateConnect = nil
+	if len(attempts) > 0 {
+		cfg.Host, cfg.Port, cfg.TLSConfig, cfg.Fallbacks = host.Name, host.Port, attempts[0].TLSConfig, attempts[1:]
+	}
+}
+
+var errStandby = errors.New("it is a standby")
+
+// primary refuses a standby. Since version 14 a server reports what it is (in_hot_standby); an older one is asked in a way that a
+// walsender understands too.
+func primary(ctx context.Context, conn *pgconn.PgConn) error {
+	switch conn.ParameterStatus("in_hot_standby") {
+	case "on":
+		return errStandby
+	case "off":
+		return nil
+	}
+	return pgconn.ValidateConnectTargetSessionAttrsReadWrite(ctx, conn)
+}
+
+// Connect logs in. Of several hosts it finds the primary, unless the DSN's target_session_attrs wants something else.
 func Connect(ctx context.Context, opt ConnectOptions) (*Conn, error) {
 	cfg, err := pgconn.ParseConfig(opt.DSN)
 	if err != nil {
 		return nil, fmt.Errorf("connect to Postgres: %w", err)
+	}
+	switch {
+	case opt.Only != Host{}:
+		only(cfg, opt.Only)
+	case len(hostsOf(cfg)) > 1 && cfg.ValidateConnect == nil:
+		cfg.ValidateConnect = primary
 	}
 	if opt.Replication {
 		cfg.RuntimeParams["replication"] = "true"
