@@ -14,6 +14,7 @@ import (
 
 	"pitr/config"
 	"pitr/internal/repo"
+	"pitr/internal/store"
 )
 
 func configCommand(app *app) *cobra.Command {
@@ -62,11 +63,35 @@ func checkConfig(ctx context.Context, w io.Writer, app *app, cfg *config.Config,
 		fmt.Fprintln(w, "absent  store: archive.store is not set, so there is no archive")
 	} else {
 		probe("store", func(ctx context.Context) (string, error) { return probeStore(ctx, app, cfg, log) })
+		failed += tryStore(ctx, w, cfg, failed)
 	}
 	if failed > 0 {
 		return fmt.Errorf("%d of the probes failed", failed)
 	}
 	return nil
+}
+
+// tryStore tries what a repository needs of its store, one thing after the other, and returns how many failed. A store that cannot be
+// reached has been reported.
+func tryStore(ctx context.Context, w io.Writer, cfg *config.Config, failedBefore int) (failed int) {
+	s, err := openStore(cfg.Archive.Store)
+	if err != nil || failedBefore > 0 {
+		return 0
+	}
+	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
+	defer cancel()
+	for _, found := range store.Probe(ctx, s, time.Now) {
+		switch {
+		case found.Err != nil:
+			failed++
+			fmt.Fprintf(w, "failed  store, %s: %v; so %s\n", found.What, found.Err, found.Consequence)
+		case found.Detail != "":
+			fmt.Fprintf(w, "ok      store, %s: %s\n", found.What, found.Detail)
+		default:
+			fmt.Fprintf(w, "ok      store, %s\n", found.What)
+		}
+	}
+	return failed
 }
 
 func probeStore(ctx context.Context, app *app, cfg *config.Config, log *slog.Logger) (string, error) {

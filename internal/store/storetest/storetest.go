@@ -11,6 +11,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"pitr/internal/store"
 )
@@ -25,6 +26,18 @@ func Run(t *testing.T, open func(t *testing.T) store.Store) {
 	t.Run("deleting twice is no error", func(t *testing.T) { deleting(t, open(t)) })
 	t.Run("a cancelled context writes nothing", func(t *testing.T) { cancelled(t, open(t)) })
 	t.Run("impossible keys are refused", func(t *testing.T) { keys(t, open(t)) })
+	t.Run("a probe finds nothing missing and leaves nothing", func(t *testing.T) { probed(t, open(t)) })
+}
+
+func probed(t *testing.T, s store.Store) {
+	for _, found := range store.Probe(t.Context(), s, time.Now) {
+		if found.Err != nil {
+			t.Errorf("%s: %v; so %s", found.What, found.Err, found.Consequence)
+		}
+	}
+	for object, err := range s.List(t.Context(), "", "") {
+		t.Errorf("%s is left, %v", object.Key, err)
+	}
 }
 
 func put(t *testing.T, s store.Store, key string, content []byte) {
