@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/robfig/cron/v3"
@@ -41,7 +42,8 @@ type Archiver struct {
 	opt      Options
 	schedule cron.Schedule // nil: none
 	counts   counters
-	backupMu sync.Mutex // held while a backup runs: one at a time
+	gapEnd   atomic.Uint64 // an LSN: the archive has a gap that ends there; zero: none is known
+	backupMu sync.Mutex    // held while a backup runs: one at a time
 
 	mu      sync.Mutex // guards what follows
 	current *session   // nil while not streaming

@@ -22,6 +22,7 @@ func (s *session) resumePoint(ctx context.Context) (position, error) {
 		runs := inv.Runs()
 		if len(runs) > 1 {
 			s.log.Warn("the archive has gaps; restores across them are not possible", "timeline", tli, "runs", len(runs))
+			s.archiver.gapEnd.Store(uint64(runs[len(runs)-1].Start))
 		}
 		if len(runs) == 0 {
 			next = position{tli, s.size.Start(s.history.Begin(s.system.Timeline, tli))}
@@ -102,6 +103,7 @@ func (s *session) skipGap(ctx context.Context, at position, cause error) (positi
 	}
 	s.archiver.counts.gaps.Add(1)
 	s.log.Error("WAL is lost: the server has removed it before it was archived", "timeline", at.Timeline, "from", at.LSN, "to", next.LSN, "error", cause)
+	s.archiver.gapEnd.Store(uint64(next.LSN))
 	s.archiver.wantBackup("gap in the archive")
 	return next, nil
 }

@@ -3,8 +3,10 @@ package archiver
 import (
 	"context"
 	"errors"
+	"slices"
 	"time"
 
+	"pitr/internal/pg"
 	"pitr/internal/repo"
 )
 
@@ -71,6 +73,9 @@ func (a *Archiver) backupIfDue(ctx context.Context, reason string) (again time.D
 
 // dueReason says why a backup is due now; "" when none is.
 func (a *Archiver) dueReason(backups []repo.Backup, now time.Time) string {
+	if gap := pg.LSN(a.gapEnd.Load()); gap > 0 && !slices.ContainsFunc(backups, func(b repo.Backup) bool { return b.Start >= gap }) {
+		return "no backup lies behind the last gap of the archive" // whoever noticed it may have been killed before the backup was there
+	}
 	if a.schedule == nil {
 		return ""
 	}

@@ -86,12 +86,25 @@ func TestWALThatTheServerHasRemovedIsAVisibleGapAndABackupIsWanted(t *testing.T)
 				b.query("insert into flushed values (1); select pg_switch_wal()")
 				b.query("checkpoint")
 			}
+			// Whoever finds the gap is killed before its backup is there.
+			b.store.onPut(func(_ context.Context, key string, _ []byte, put func() error) error {
+				if strings.Contains(key, "/manifest") {
+					return errors.New("injected: 503 SlowDown")
+				}
+				return put()
+			})
 			a = b.run(b.options())
 			end := b.written()
 			a.archived(end)
 			if st := a.Stats(); st.Gaps != 1 || !st.Streaming {
 				t.Errorf("%d gaps were counted; last error %q", st.Gaps, st.LastError)
 			}
+			until(t, "a backup is tried", func() bool { return a.Stats().BackupsFailed > 0 })
+			if err := a.stop(); err != nil {
+				t.Fatal(err)
+			}
+			b.store.onPut(nil)
+			a = b.run(b.options())
 			until(t, "a new recovery window begins", func() bool { return a.Stats().BackupsDone > 0 })
 			if err := a.stop(); err != nil {
 				t.Fatal(err)
