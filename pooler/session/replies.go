@@ -53,6 +53,13 @@ func (r *reply) ready() bool {
 	return r.kind == replyQuery || r.kind == replyFunction || r.kind == replySync
 }
 
+// given notes that the client gets a reply that the machine itself gives: from now on it is certain.
+func (r *reply) given() {
+	if r.kind == replyOurParse {
+		r.statement.valid = true
+	}
+}
+
 func (q *replies) len() int { return q.n }
 
 func (q *replies) at(i int) *reply { return &q.ring[(q.head+i)&(len(q.ring)-1)] }

@@ -121,6 +121,7 @@ func (s *Session) giveOurs(out *Output) {
 		default:
 			return
 		}
+		s.replies.front().given()
 		s.replies.pop()
 	}
 }

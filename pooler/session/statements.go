@@ -82,11 +82,13 @@ func (s *Session) closeLocally(m message) (used int, step Step, done bool) {
 
 // ourReply answers by itself, in the place where the server's answer would have come.
 func (s *Session) ourReply(kind replyKind, statement *statement) {
+	r := reply{kind: kind, statement: statement}
 	if s.replies.len() == 0 && !s.fromServer.body.Inside() {
 		s.own = pgwire.AppendEmpty(s.own, ourReplyType(kind))
+		r.given()
 		return
 	}
-	s.replies.push(reply{kind: kind, statement: statement})
+	s.replies.push(r) // an error before it makes the server skip it
 }
 
 func ourReplyType(kind replyKind) byte {
@@ -223,7 +225,6 @@ func (s *Session) parseNamed(m message, name string, tail text, query []byte) (i
 		// Postgres refuses the second statement of a name. Asked for a name that it has, the server does so, in the right place.
 		p = s.server.addAs(s.ensure(old, m.out).name, tail, st.hints)
 	case p != nil && p.there && s.status != pgwire.Failed && s.replies.readies == 0:
-		st.valid = true
 		p.link = s.link
 		s.ourReply(replyOurParse, st)
 		return s.consume(m), Step{}
