@@ -31,6 +31,9 @@ type receiver struct {
 
 	open  repo.SegmentBuilder // what the repository holds of the open segment
 	parts []repo.Part
+
+	again      *catchUp // nil: what is stored was read back
+	incomplete bool     // the index of the first segment lacks a record
 }
 
 // patienceMin is the least time for which a full buffer holds up the stream before the server is let go.
@@ -46,22 +49,40 @@ func (s *session) newReceiver(ctx context.Context, at position) (*receiver, erro
 	if err != nil {
 		return nil, err
 	}
-	first, from, last, err := s.decodeFrom(ctx, inv, s.size.Segment(at.Timeline, at.LSN))
-	if err != nil {
-		return nil, err
+	err = repo.ErrNoIdentity
+	if !s.opt.Repo.Encrypts() {
+		err = r.readBack(ctx, inv)
 	}
-	r.decoder = wal.NewDecoder(wal.Options{Start: from, SegmentSize: s.size, SystemID: s.system.ID, Timeline: at.Timeline, LastRecord: last},
+	if errors.Is(err, repo.ErrNoIdentity) {
+		r.decoder, r.index, r.open = nil, repo.IndexBuilder{}, repo.SegmentBuilder{}
+		err = s.resumeByStreaming(ctx, r, inv)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("resume at %s: %w", at.LSN, err)
+	}
+	r.parts = inv.Parts[uint64(at.LSN)/uint64(s.size)]
+	return r, s.sweepParts(ctx, inv)
+}
+
+// readBack feeds the decoder with what is stored of the open segment.
+func (r *receiver) readBack(ctx context.Context, inv *repo.Inventory) error {
+	first, from, last, err := r.session.decodeFrom(ctx, inv, r.size.Segment(r.timeline, r.at))
+	if err != nil {
+		return err
+	}
+	r.decode(first, from, last)
+	return r.reread(ctx, first, from)
+}
+
+// decode begins to decode at a page; what ends before first is not for our indexes.
+func (r *receiver) decode(first, from, last pg.LSN) {
+	r.decoder = wal.NewDecoder(wal.Options{Start: from, SegmentSize: r.size, SystemID: r.session.system.ID, Timeline: r.timeline, LastRecord: last},
 		func(record *wal.Record) error {
 			if record.End <= first {
 				return nil // it ended in a segment whose index has it
 			}
 			return r.index.Add(record)
 		})
-	if err := r.reread(ctx, first, from); err != nil {
-		return nil, fmt.Errorf("resume at %s: %w", at.LSN, err)
-	}
-	r.parts = inv.Parts[uint64(at.LSN)/uint64(s.size)]
-	return r, s.sweepParts(ctx, inv)
 }
 
 // decodeFrom finds the first segment, up to the open one, that needs an index; where decoding has to begin so that its first record is
@@ -200,6 +221,7 @@ func (r *receiver) take(ctx context.Context, event replication.Event) error {
 	if event.Start != r.at {
 		return fmt.Errorf("the server sent WAL from %s, expected %s", event.Start, r.at)
 	}
+	r.beginDecoding(event.WAL)
 	for content := event.WAL; len(content) > 0; {
 		n := min(len(content), int(r.size.Start(r.at)+pg.LSN(r.size)-r.at))
 		if _, err := r.decoder.Write(content[:n]); err != nil {
@@ -211,6 +233,7 @@ func (r *receiver) take(ctx context.Context, event replication.Event) error {
 		r.at += pg.LSN(n)
 		if r.size.Offset(r.at) == 0 {
 			index := r.index.Finish(segment, r.size, r.decoder.UnfinishedRecord())
+			index.Incomplete, r.incomplete = r.incomplete, false
 			c.index = &index
 		}
 		if err := r.queue.append(ctx, c); err != nil {

@@ -67,7 +67,7 @@ func TestObjectOfAnotherKindVersionOrSizeIsRefused(t *testing.T) {
 		t.Errorf("an unknown codec: %v", err)
 	}
 	later := Header{Kind: KindPart}.encode()
-	later[4] = formatVersion + 1
+	later[4] = encryptedVersion + 1
 	later = append(later[:60], checksum(later[:60])...)
 	if _, err := decodeHeader(later, KindPart); err == nil || errors.Is(err, ErrDamaged) {
 		t.Errorf("a later format version must be told from damage: %v", err)

@@ -19,8 +19,7 @@ func (r *Repo) PutPart(ctx context.Context, size pg.SegmentSize, p Part, asOf ti
 	if pg.LSN(len(content)) != p.End-p.Start || size.Start(p.Start) != size.Start(p.End-1) {
 		panic("repo: a part is the bytes between its positions, within one segment")
 	}
-	object := seal(KindPart, asOf, content, r.compressor.Append(nil, content), CodecZstd)
-	return r.put(ctx, partKey(p, size), object, KindPart)
+	return r.put(ctx, partKey(p, size), newDraft(KindPart, asOf, content, r.compressor.Append(nil, content), CodecZstd))
 }
 
 // PutSegment stores a whole segment.
@@ -29,7 +28,16 @@ func (r *Repo) PutSegment(ctx context.Context, size pg.SegmentSize, segment pg.S
 		panic("repo: a segment is whole")
 	}
 	h := Header{Kind: KindSegment, Codec: CodecZstd, PlainLength: b.length, AsOf: asOf, Hash: [sha256.Size]byte(b.hash.Sum(nil))}
-	return r.put(ctx, segmentKey(segment, size), append(h.encode(), b.frames...), KindSegment)
+	return r.put(ctx, segmentKey(segment, size), draft{header: h, body: b.frames})
+}
+
+// ComparePart compares the hash of the bytes of a stretch of WAL with a stored part of it: other bytes are ErrConflict.
+func (r *Repo) ComparePart(ctx context.Context, size pg.SegmentSize, p Part, hash [sha256.Size]byte) error {
+	d := draft{header: Header{Kind: KindPart, PlainLength: uint64(p.End - p.Start), Hash: hash}}
+	if err := r.compare(ctx, partKey(p, size), d); err != nil {
+		return fmt.Errorf("compare %s: %w", partKey(p, size), err)
+	}
+	return nil
 }
 
 // DeletePart removes a part whose segment is there as a whole.
