@@ -117,6 +117,9 @@ var hints = []struct {
 	{config.ErrNotFound, "docs/CONFIG.md lists every setting; a first file needs postgres.dsn and archive.store"},
 	{repo.ErrForeign, "is archive.store the bucket of another cluster? give this one its own `cluster` name or prefix"},
 	{repo.ErrConflict, "is the same repository used by two clusters?"},
+	{repo.ErrNoIdentity, "archive.encryption.identity_file names the file with the identity (AGE-SECRET-KEY-1…) of one of the recipients"},
+	{repo.ErrWrongIdentity, "objects are encrypted for the recipients of the time; `pitr encryption rewrap` makes older ones readable for new recipients"},
+	{repo.ErrIncomparable, "all who write to a repository need the same archive.encryption.fingerprint_key"},
 	{repo.ErrDamaged, "`pitr verify --level checksum` lists every damaged object; an older backup may be whole"},
 	{restore.ErrNoZone, "a time without a zone is a guess, and a restore must not be one"},
 	{restore.ErrNotEmpty, "pitr never writes into a directory that holds something"},
@@ -151,7 +154,7 @@ func newRoot() *cobra.Command {
 	root.PersistentFlags().StringVarP(&app.configPath, "config", "c", "", "configuration `FILE` (else $PITR_CONFIG, ./pitr.yaml, /etc/pitr/pitr.yaml)")
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return &usageError{err} })
 	root.AddCommand(poolerCommand(app), archiverCommand(app), backupCommand(app), backupsCommand(app), restoreCommand(app), verifyCommand(app),
-		walCommand(app), configCommand(app), runCommand(app), demoCommand(), versionCommand())
+		walCommand(app), encryptionCommand(app), configCommand(app), runCommand(app), demoCommand(), versionCommand())
 	wrapArgErrors(root)
 	return root
 }

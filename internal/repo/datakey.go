@@ -22,6 +22,14 @@ type keyID [16]byte
 
 func (id keyID) String() string { return hex.EncodeToString(id[:]) }
 
+func parseKeyID(text string) (id keyID, err error) {
+	b, err := hex.DecodeString(text)
+	if err != nil || len(b) != len(id) {
+		return id, fmt.Errorf("%q is no id of a data key", text)
+	}
+	return keyID(b), nil
+}
+
 const (
 	dataKeySize = 32
 	// dataKeyLifetime bounds what one data key opens: whoever looks into the memory of a running writer learns that of one day.
