@@ -67,10 +67,15 @@ func main() {
 	}
 	stop()
 	code := report(err)
-	if code != exitOK && !errors.As(err, &exit) && (strings.HasPrefix(cmd.CommandPath(), "pitr wal") || looksLikeFetch(os.Args[1:])) {
+	if code != exitOK && !errors.As(err, &exit) && (isFetch(cmd.CommandPath()) || looksLikeFetch(os.Args[1:])) {
 		code = exitFetchFailed // wrong usage too: see wal.go
 	}
 	os.Exit(code)
+}
+
+// isFetch also takes a command below `pitr wal` that does not exist for a fetch.
+func isFetch(path string) bool {
+	return strings.HasPrefix(path, "pitr wal") && path != "pitr wal push"
 }
 
 // looksLikeFetch recognises a restore_command even when it is misspelt: with "wall fetch" Postgres must not open the database either.

@@ -40,6 +40,27 @@ func (r *Repo) ComparePart(ctx context.Context, size pg.SegmentSize, p Part, has
 	return nil
 }
 
+// HasSegment reports whether the whole segment is there.
+func (r *Repo) HasSegment(ctx context.Context, size pg.SegmentSize, segment pg.Segment) (bool, error) {
+	_, err := r.header(ctx, segmentKey(segment, size), KindSegment)
+	if errors.Is(err, store.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("get %s: %w", segmentKey(segment, size), err)
+	}
+	return true, nil
+}
+
+// CompareSegment compares the hash of a segment with the whole one that is stored: other bytes are ErrConflict.
+func (r *Repo) CompareSegment(ctx context.Context, size pg.SegmentSize, segment pg.Segment, hash [sha256.Size]byte) error {
+	d := draft{header: Header{Kind: KindSegment, PlainLength: uint64(size), Hash: hash}}
+	if err := r.compare(ctx, segmentKey(segment, size), d); err != nil {
+		return fmt.Errorf("compare %s: %w", segmentKey(segment, size), err)
+	}
+	return nil
+}
+
 // DeletePart removes a part whose segment is there as a whole.
 func (r *Repo) DeletePart(ctx context.Context, size pg.SegmentSize, p Part) error {
 	return r.store.Delete(ctx, r.prefix+partKey(p, size))
