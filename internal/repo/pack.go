@@ -63,6 +63,9 @@ func (b *PackBuilder) Size() int64 { return int64(len(b.object)) }
 
 // PutPack stores a pack of a backup and returns what the manifest says of it. Nothing may be done with b afterwards.
 func (r *Repo) PutPack(ctx context.Context, backup string, number int, b *PackBuilder) (Pack, error) {
+	if r.Encrypts() != (b.room > 0) {
+		panic("repo: a pack begins with NewPack, of the repository that it is for")
+	}
 	key := packKey(backup, number)
 	pack := Pack{Key: key, Size: b.Size()}
 	room := max(headerSize, b.room)
