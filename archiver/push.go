@@ -247,6 +247,9 @@ func (s *pushed) compare(ctx context.Context) error {
 	if err := s.repo.CompareSegment(ctx, s.size, s.segment, [sha256.Size]byte(sum.Sum(nil))); err != nil {
 		return err
 	}
+	if _, err := s.repo.ReadJoint(ctx, s.size, s.segment); !errors.Is(err, repo.ErrNotExist) {
+		return err
+	}
 	return s.putIndex(ctx)
 }
 
