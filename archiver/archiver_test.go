@@ -217,13 +217,21 @@ func TestCommitReturnsOnlyWhenTheStoreHasIt(t *testing.T) {
 
 func TestArchiverThatIsKilledAtAnyMomentGoesOnWithoutGapOrConflict(t *testing.T) {
 	b := newBench(t, 1, "wal_keep_size=2GB")
+	kills := b.killAtAnyMoment(func() *repo.Repo { return b.repo })
+	n := b.compareWAL(1)
+	b.everySegmentHasItsIndexAndNoParts()
+	t.Logf("%d archivers died, %d bytes are equal", kills, n)
+}
+
+// killAtAnyMoment lets archivers die under load, one after the other, each with a repository of its own, and the last one finish.
+func (b *bench) killAtAnyMoment(repository func() *repo.Repo) (kills int) {
+	b.t.Helper()
 	b.pgbench("-i", "-s", "1", "-q")
 	over := make(chan struct{})
 	go func() {
 		defer close(over)
 		b.pgbench("-c", "4", "-T", "8", "-n")
 	}()
-	kills := 0
 	for running := true; running; kills++ {
 		// Each archiver dies at another request to the store: some before the object arrives, some after, none with a last word.
 		var puts atomic.Int64
@@ -245,6 +253,7 @@ func TestArchiverThatIsKilledAtAnyMomentGoesOnWithoutGapOrConflict(t *testing.T)
 		})
 		opt := b.options()
 		opt.ShutdownGrace, opt.FlushInterval, opt.PartSizeMax = time.Millisecond, 10*time.Millisecond, 100_000+kills*1013
+		opt.Repo = repository()
 		a := b.run(opt)
 		select {
 		case <-dead:
@@ -252,24 +261,24 @@ func TestArchiverThatIsKilledAtAnyMomentGoesOnWithoutGapOrConflict(t *testing.T)
 			running = false
 		}
 		if err := a.stop(); err != nil {
-			t.Fatal(err)
+			b.t.Fatal(err)
 		}
 		if strings.Contains(b.log.String(), "holds other content") {
-			t.Fatal("the archive has a conflict")
+			b.t.Fatal("the archive has a conflict")
 		}
 	}
 	b.store.onPut(nil)
-	a := b.run(b.options())
+	opt := b.options()
+	opt.Repo = repository()
+	a := b.run(opt)
 	a.archived(b.written())
 	if err := a.stop(); err != nil {
-		t.Fatal(err)
+		b.t.Fatal(err)
 	}
-	n := b.compareWAL(1)
-	b.everySegmentHasItsIndexAndNoParts()
-	t.Logf("%d archivers died, %d bytes are equal", kills, n)
 	if kills < 4 {
-		t.Errorf("only %d archivers died", kills)
+		b.t.Errorf("only %d archivers died", kills)
 	}
+	return kills
 }
 
 func TestForeignClusterIsRefusedAndChangesNothing(t *testing.T) {

@@ -96,7 +96,7 @@ func stocked(t *testing.T) (*hooked, *repo.Repo, Expiry) {
 		for number := range uint64(10) {
 			segment := pg.Segment{Timeline: tli, Number: number}
 			var b repo.StretchBuilder
-			b.Add(r.Pack(make([]byte, mib)))
+			b.Add(make([]byte, mib), r.Pack(make([]byte, mib)))
 			try(r.PutStretch(ctx, mib, repo.Part{Timeline: tli, Start: segment.Start(mib), End: segment.End(mib)}, time.Time{}, &b))
 			try(r.PutIndex(ctx, mib, segment, repo.Index{Segment: segment.Name(mib)}))
 			try(r.PutClock(ctx, tli, repo.Clock{LSN: segment.Start(mib) + 8, Time: time.Unix(1_790_000_000, 0)}))

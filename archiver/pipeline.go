@@ -168,13 +168,13 @@ func (p *pipeline) compress() {
 
 // pack fills packs in the order in which frames arrive.
 func (p *pipeline) pack() {
-	next := fullPack{builder: &repo.PackBuilder{}}
+	next := fullPack{builder: p.opt.Repo.NewPack()}
 	flush := func() {
 		select {
 		case p.full <- next:
 		case <-p.ctx.Done():
 		}
-		next = fullPack{number: next.number + 1, builder: &repo.PackBuilder{}}
+		next = fullPack{number: next.number + 1, builder: p.opt.Repo.NewPack()}
 	}
 	for e := range p.frames {
 		e.target.Pack, e.target.Length = next.number, len(e.frame)

@@ -29,7 +29,11 @@ type receiver struct {
 	patience      *time.Timer // runs out when that is not stored within the grace
 	outOfPatience atomic.Bool
 
-	open *stretch // what the repository holds of the one that is open
+	resume pg.LSN   // where what is new begins
+	open   *stretch // what the repository holds of the one in which that is
+
+	again      *catchUp // nil: what is stored was read back
+	incomplete bool     // the index of the first segment lacks a record
 }
 
 // patienceMin is the least time for which a full buffer holds up the stream before the server is let go.
@@ -38,36 +42,51 @@ const patienceMin = time.Second
 // newReceiver prepares to go on at a position: what the repository holds of the open segment is read back, so that the record that goes
 // on can be checked and the segment's index is complete. An index that a killed archiver could not write any more is made up for.
 func (s *session) newReceiver(ctx context.Context, at position) (*receiver, error) {
-	r := &receiver{session: s, timeline: at.Timeline, size: s.size, at: at.LSN, open: &stretch{}}
+	r := &receiver{session: s, timeline: at.Timeline, size: s.size, at: at.LSN, resume: at.LSN, open: &stretch{}}
 	r.queue = newQueue(queueOptions{Start: at.LSN, SegmentSize: s.size, FlushInterval: s.opt.FlushInterval,
 		PartSizeMax: s.opt.PartSizeMax, SizeMax: s.opt.BufferMax, Patience: max(s.opt.ShutdownGrace, patienceMin)})
 	inv, err := s.opt.Repo.Inventory(ctx, at.Timeline, s.size, 0)
 	if err != nil {
 		return nil, err
 	}
-	first, from, last, err := s.decodeFrom(ctx, inv, s.size.Segment(at.Timeline, at.LSN))
-	if err != nil {
-		return nil, err
+	err = repo.ErrNoIdentity
+	if !s.opt.Repo.Encrypts() {
+		err = r.readBack(ctx, inv)
 	}
-	r.decoder = wal.NewDecoder(wal.Options{Start: from, SegmentSize: s.size, SystemID: s.system.ID, Timeline: at.Timeline, LastRecord: last},
+	if errors.Is(err, repo.ErrNoIdentity) {
+		r.decoder, r.index, r.open = nil, repo.IndexBuilder{}, &stretch{}
+		err = s.resumeByStreaming(ctx, r, inv)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("resume at %s: %w", at.LSN, err)
+	}
+	for _, part := range inv.Parts[uint64(at.LSN)/uint64(s.size)] {
+		if part.End > r.openStart() && part.End-part.Start < repo.Stretch(s.size) {
+			r.open.parts = append(r.open.parts, part)
+		}
+	}
+	return r, s.sweepParts(ctx, inv)
+}
+
+// readBack feeds the decoder with what is stored of the open segment.
+func (r *receiver) readBack(ctx context.Context, inv *repo.Inventory) error {
+	first, from, last, err := r.session.decodeFrom(ctx, inv, r.size.Segment(r.timeline, r.at))
+	if err != nil {
+		return err
+	}
+	r.decode(first, from, last)
+	return r.reread(ctx, first, from)
+}
+
+// decode begins to decode at a page; what ends before first is not for our indexes.
+func (r *receiver) decode(first, from, last pg.LSN) {
+	r.decoder = wal.NewDecoder(wal.Options{Start: from, SegmentSize: r.size, SystemID: r.session.system.ID, Timeline: r.timeline, LastRecord: last},
 		func(record *wal.Record) error {
 			if record.End <= first {
 				return nil // it ended in a segment whose index has it
 			}
 			return r.index.Add(record)
 		})
-	if err := r.reread(ctx, first, from); err != nil {
-		return nil, fmt.Errorf("resume at %s: %w", at.LSN, err)
-	}
-	if err := s.sweepParts(ctx, inv); err != nil {
-		return nil, err
-	}
-	for _, part := range inv.Parts[uint64(at.LSN)/uint64(s.size)] {
-		if part.End > r.stretchEnd()-repo.Stretch(s.size) && part.End-part.Start < repo.Stretch(s.size) {
-			r.open.parts = append(r.open.parts, part)
-		}
-	}
-	return r, nil
 }
 
 // decodeFrom finds the first segment, up to the open one, that needs an index; where decoding has to begin so that its first record is
@@ -125,11 +144,15 @@ func (r *receiver) reread(ctx context.Context, first, from pg.LSN) error {
 	return nil
 }
 
-// keep collects what the repository holds of the stretch in which the stream goes on.
+// openStart is where the stretch begins in which what is new begins.
+func (r *receiver) openStart() pg.LSN { return r.resume - r.resume%repo.Stretch(r.size) }
+
+// keep collects what the repository holds of that stretch.
 func (r *receiver) keep(at pg.LSN, content []byte) {
-	begin := r.stretchEnd() - repo.Stretch(r.size)
+	begin := r.openStart()
 	if end := at + pg.LSN(len(content)); end > begin {
-		r.open.built.Add(r.session.opt.Repo.Pack(content[max(begin, at)-at:]))
+		content = content[max(begin, at)-at:]
+		r.open.built.Add(content, r.session.opt.Repo.Pack(content))
 	}
 }
 
@@ -216,6 +239,7 @@ func (r *receiver) take(ctx context.Context, event replication.Event) error {
 	if event.Start != r.at {
 		return fmt.Errorf("the server sent WAL from %s, expected %s", event.Start, r.at)
 	}
+	r.beginDecoding(event.WAL)
 	for content := event.WAL; len(content) > 0; {
 		n := min(len(content), int(r.stretchEnd()-r.at))
 		if _, err := r.decoder.Write(content[:n]); err != nil {
@@ -228,6 +252,7 @@ func (r *receiver) take(ctx context.Context, event replication.Event) error {
 		r.at += pg.LSN(n)
 		if r.size.Offset(r.at) == 0 {
 			index := r.index.Finish(segment, r.size, r.decoder.UnfinishedRecord())
+			index.Incomplete, r.incomplete = r.incomplete, false
 			c.index = &index
 		}
 		if err := r.queue.append(ctx, c); err != nil {

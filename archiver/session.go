@@ -120,7 +120,7 @@ func (s *session) follow(ctx context.Context, at position) (position, error) {
 	if err != nil {
 		return position{}, err
 	}
-	stream, err := s.conn.StartStream(ctx, replication.StreamOptions{Slot: s.opt.Slot, Timeline: at.Timeline, Start: at.LSN})
+	stream, err := s.conn.StartStream(ctx, replication.StreamOptions{Slot: s.opt.Slot, Timeline: at.Timeline, Start: recv.at})
 	s.conn = nil
 	if replication.WALRemoved(err) {
 		return s.skipGap(ctx, at, err)
@@ -129,7 +129,10 @@ func (s *session) follow(ctx context.Context, at position) (position, error) {
 		return position{}, err
 	}
 	s.log.Info("streaming", "timeline", at.Timeline, "from", at.LSN, "slot", s.opt.Slot)
-	end, err := s.run(ctx, stream, recv)
+	end := replication.Event{}
+	if err = recv.catchUp(ctx, stream); err == nil {
+		end, err = s.run(ctx, stream, recv)
+	}
 	err = errors.Join(err, closeStream(stream))
 	if replication.WALRemoved(err) {
 		// Postgres looks for the file only after it has agreed to stream.

@@ -113,7 +113,7 @@ func (u *uploader) dispatch(ctx context.Context, q *queue, completed chan<- *str
 func (u *uploader) launch(ctx context.Context, p piece) {
 	s, from := u.open, p.Start
 	frame := u.repo.Pack(p.Content)
-	s.built.Add(frame)
+	s.built.Add(p.Content, frame)
 	part := repo.Part{Timeline: u.timeline, Start: p.Start, End: p.end()}
 	put := func(ctx context.Context) error { return u.repo.PutPart(ctx, u.size, part, p.Clock, frame) }
 	count := &u.counts.parts

@@ -100,6 +100,16 @@ type Archive struct {
 	StoreTimeout  Duration `yaml:"store_timeout"`
 	StoreRetries  int      `yaml:"store_retries"`
 	ShutdownGrace Duration `yaml:"shutdown_grace"`
+	PushSocket    string   `yaml:"push_socket"`
+
+	Encryption Encryption `yaml:"encryption"`
+}
+
+// Encryption says for whom objects are encrypted before they leave, and how they are read.
+type Encryption struct {
+	Recipients     []string `yaml:"recipients"`
+	IdentityFile   string   `yaml:"identity_file"`
+	FingerprintKey Secret   `yaml:"fingerprint_key"`
 }
 
 // Backup configures base backups and how long they are kept.

@@ -74,6 +74,10 @@ var settings = []Setting{
 	{Key: "archive.store_timeout", Default: "1m", Range: "100ms..1h", Doc: "How long one request to the store may take."},
 	{Key: "archive.store_retries", Default: "8", Range: "0..1000", Doc: "How often a failed request is sent again, with growing pauses, before its caller is told. The archiver itself never gives up on WAL."},
 	{Key: "archive.shutdown_grace", Default: "5s", Range: "0..1h", Doc: "How long the archiver tries to store what it has received when it is told to stop."},
+	{Key: "archive.push_socket", Doc: "Unix socket on which `pitr archiver` takes segments from `pitr wal push`, for example /run/pitr/push.sock; the directory must exist, and only the archiver's own user and root may connect. Empty: none, and each push makes a connection of its own to the store."},
+	{Key: "archive.encryption.recipients", Doc: "age recipients (`age1…`) for whom everything that is written is encrypted; any one of their identities opens it. Empty: nothing is encrypted."},
+	{Key: "archive.encryption.identity_file", Doc: "File of age identities, as age-keygen or `pitr encryption keygen` writes it, for what reads: restore, wal fetch, verify --level checksum. The archiver, backups and wal push never open it, and need not have it."},
+	{Key: "archive.encryption.fingerprint_key", Doc: "A secret text that keys the fingerprints by which writers recognise content that they cannot read; may refer to `${VARIABLES}`. The same for all who write to a repository. Empty: the recipients serve as the key, and whoever has both them and the bucket can test a guess at the whole content of an object."},
 
 	{Key: "backup.schedule", Default: "0 2 * * *", Doc: "Cron expression (five fields, local time) of the base backups; empty: none by itself."},
 	{Key: "backup.buffer_max", Default: "256MiB", Range: "16MiB..64GiB", Doc: "Memory for extents and packs in flight during a backup or a restore."},

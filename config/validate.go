@@ -96,6 +96,13 @@ func magnitude(text string) int64 {
 	return int64(b)
 }
 
+const (
+	// socketPathMax is the size of sun_path in struct sockaddr_un of Linux, less the byte that ends it and what a temporary name adds.
+	socketPathMax = 100
+	// fingerprintKeyMin makes a fingerprint key that can be guessed a mistake.
+	fingerprintKeyMin = 16
+)
+
 var (
 	clusterName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$`)
 	// slotName follows ReplicationSlotValidateName in src/backend/replication/slot.c.
@@ -118,6 +125,15 @@ func validate(cfg *Config) []Problem {
 	if cfg.Archive.Store != "" {
 		problems = append(problems, validateStore(cfg.Archive.Store)...)
 	}
+	for i, recipient := range cfg.Archive.Encryption.Recipients {
+		check(strings.HasPrefix(recipient, "age1"), fmt.Sprintf("archive.encryption.recipients[%d]", i), fmt.Sprintf("%q is no age recipient: age1…", recipient))
+	}
+	identities := cfg.Archive.Encryption.IdentityFile
+	check(identities == "" || strings.HasPrefix(identities, "/"), "archive.encryption.identity_file", "must be an absolute path: restore_command runs in another directory")
+	check(cfg.Archive.PushSocket == "" || strings.HasPrefix(cfg.Archive.PushSocket, "/") && len(cfg.Archive.PushSocket) <= socketPathMax,
+		"archive.push_socket", fmt.Sprintf("must be an absolute path of at most %d bytes", socketPathMax))
+	secret := cfg.Archive.Encryption.FingerprintKey.Reveal()
+	check(secret == "" || len(secret) >= fingerprintKeyMin, "archive.encryption.fingerprint_key", fmt.Sprintf("is shorter than %d characters", fingerprintKeyMin))
 	for i, address := range cfg.Pooler.Listen {
 		check(isAddress(address), fmt.Sprintf("pooler.listen[%d]", i), fmt.Sprintf("%q is no host:port", address))
 	}

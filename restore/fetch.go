@@ -156,7 +156,7 @@ func (f *fetcher) fetch(ctx context.Context, run fetchRun) error {
 	var err error
 	for range fetchAttempts {
 		if content, err = f.read(ctx, pack, first, length); err == nil {
-			err = f.write(run, first, content)
+			err = f.write(ctx, run, first, content)
 		}
 		if err == nil || ctx.Err() != nil || errors.Is(err, repo.ErrNotExist) {
 			break
@@ -185,12 +185,13 @@ func (f *fetcher) read(ctx context.Context, pack repo.Pack, offset, length int64
 }
 
 // write verifies the extents of a run and writes them where they belong.
-func (f *fetcher) write(run fetchRun, first int64, content []byte) error {
+func (f *fetcher) write(ctx context.Context, run fetchRun, first int64, content []byte) error {
+	pack := f.manifest.Packs[run.pack]
 	for _, p := range run.pieces {
 		start := p.extent.Offset - first
-		plain, err := repo.DecodeExtent(content[start:start+int64(p.extent.Length)], p.length, p.extent.Hash)
+		plain, err := f.repo.OpenExtent(ctx, pack, p.extent, content[start:start+int64(p.extent.Length)], p.length)
 		if err != nil {
-			return fmt.Errorf("frame at byte %d of %s, for byte %d of %s: %w", p.extent.Offset, f.manifest.Packs[run.pack].Key, p.offset,
+			return fmt.Errorf("frame at byte %d of %s, for byte %d of %s: %w", p.extent.Offset, pack.Key, p.offset,
 				f.manifest.Entries[p.file].Path, err)
 		}
 		if err := writeAt(f.path(p.file), plain, p.offset); err != nil {

@@ -30,6 +30,8 @@ type Report struct {
 	Bytes    int64       `json:"stored_bytes"` // looked at
 	Windows  []Window    `json:"windows"`      // that can be reached
 	Defects  []string    `json:"defects"`
+
+	Encrypted bool `json:"encrypted,omitempty"` // and not to be opened here: the windows are not known
 }
 
 // verifier is the state of one Verify.
@@ -79,6 +81,9 @@ func Verify(ctx context.Context, r *repo.Repo, level VerifyLevel, opt PlanOption
 	if err := v.wal(ctx, timelines, backups); err != nil {
 		return v.report, err
 	}
+	if v.report.Encrypted {
+		return v.report, nil
+	}
 	return v.report, v.windows(ctx, opt)
 }
 
@@ -92,7 +97,7 @@ func (v *verifier) defectOr(err error) error {
 }
 
 func (v *verifier) backup(ctx context.Context, id string, stored []repo.Pack) error {
-	manifest, err := v.repo.ReadManifest(ctx, id)
+	packs, err := v.packs(ctx, id)
 	if err != nil {
 		return v.defectOr(err)
 	}
@@ -102,7 +107,7 @@ func (v *verifier) backup(ctx context.Context, id string, stored []repo.Pack) er
 		sizes[pack.Key] = pack.Size
 	}
 	var present []repo.Pack
-	for _, pack := range manifest.Packs {
+	for _, pack := range packs {
 		size, found := sizes[pack.Key]
 		switch {
 		case !found:
@@ -124,6 +129,24 @@ func (v *verifier) backup(ctx context.Context, id string, stored []repo.Pack) er
 		}
 		return nil
 	})
+}
+
+// packs lists what a backup refers to. For names and sizes it is enough what an encrypted manifest says in the clear.
+func (v *verifier) packs(ctx context.Context, id string) ([]repo.Pack, error) {
+	manifest, err := v.repo.ReadManifest(ctx, id)
+	if cannotOpen(err) && v.level == Inventory {
+		v.report.Encrypted = true
+		b, err := v.repo.ReadBackup(ctx, id)
+		return b.Packs, err
+	}
+	if err != nil {
+		return nil, err
+	}
+	return manifest.Packs, nil
+}
+
+func cannotOpen(err error) bool {
+	return errors.Is(err, repo.ErrNoIdentity) || errors.Is(err, repo.ErrWrongIdentity)
 }
 
 // each calls do for 0 to n-1, some at a time, and returns the first error.

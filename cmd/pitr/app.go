@@ -80,7 +80,12 @@ func (a *app) repository(cfg *config.Config, log *slog.Logger) (*repo.Repo, erro
 		Notice: func(operation, key string, attempt int, err error) {
 			log.Warn("the store did not answer as it should; trying again", "operation", operation, "key", key, "attempt", attempt, "error", err)
 		}})
-	return repo.New(s, cfg.Cluster, compressor), nil
+	r, err := repo.New(s, cfg.Cluster, compressor).WithEncryption(repo.Encryption{Recipients: cfg.Archive.Encryption.Recipients,
+		IdentityFile: cfg.Archive.Encryption.IdentityFile, FingerprintKey: cfg.Archive.Encryption.FingerprintKey.Reveal()})
+	if err != nil {
+		return nil, &usageError{fmt.Errorf("archive.encryption: %w", err)}
+	}
+	return r, nil
 }
 
 func openStore(text string) (store.Store, error) {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -12,6 +13,7 @@ import (
 	"pitr/config"
 	"pitr/internal/monitor"
 	"pitr/internal/pg"
+	"pitr/internal/repo"
 	"pitr/internal/store"
 )
 
@@ -45,9 +47,33 @@ func runArchiver(ctx context.Context, app *app) error {
 		Address: cfg.HTTP.Archiver, Log: log,
 		Metrics: func() []monitor.Metric { return archiverMetrics(a.Stats(), &app.counts, time.Now()) },
 		Ready:   func(context.Context) error { return archiverReady(a.Stats(), cfg, time.Now()) },
-	}, a.Run)
+	}, withPushSocket(cfg, r, log, a.Run))
 	log.Info("archiver stopped", "stored", a.Stats().Stored)
 	return err
+}
+
+// withPushSocket runs a service with the socket for pushes beside it. A socket that cannot be had does not stop the archiver: pushes go
+// their own way then.
+func withPushSocket(cfg *config.Config, r *repo.Repo, log *slog.Logger, run func(context.Context) error) func(context.Context) error {
+	return func(ctx context.Context) error {
+		if cfg.Archive.PushSocket == "" {
+			return run(ctx)
+		}
+		socket, err := archiver.ListenPush(cfg.Archive.PushSocket, pushPlace(cfg), archiver.NewPusher(r, log))
+		if err != nil {
+			log.Error("pushes are not served", "error", err)
+			return run(ctx)
+		}
+		ctx, cancel := context.WithCancel(ctx)
+		defer cancel()
+		served := make(chan error, 1)
+		go func() {
+			served <- socket.Run(ctx)
+		}()
+		err = run(ctx)
+		cancel()
+		return errors.Join(err, <-served)
+	}
 }
 
 // withMonitor runs a service with its HTTP server beside it; the end of one ends the other.

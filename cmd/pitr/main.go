@@ -67,10 +67,15 @@ func main() {
 	}
 	stop()
 	code := report(err)
-	if code != exitOK && !errors.As(err, &exit) && (strings.HasPrefix(cmd.CommandPath(), "pitr wal") || looksLikeFetch(os.Args[1:])) {
+	if code != exitOK && !errors.As(err, &exit) && (isFetch(cmd.CommandPath()) || looksLikeFetch(os.Args[1:])) {
 		code = exitFetchFailed // wrong usage too: see wal.go
 	}
 	os.Exit(code)
+}
+
+// isFetch also takes a command below `pitr wal` that does not exist for a fetch.
+func isFetch(path string) bool {
+	return strings.HasPrefix(path, "pitr wal") && path != "pitr wal push"
 }
 
 // looksLikeFetch recognises a restore_command even when it is misspelt: with "wall fetch" Postgres must not open the database either.
@@ -117,6 +122,9 @@ var hints = []struct {
 	{config.ErrNotFound, "docs/CONFIG.md lists every setting; a first file needs postgres.dsn and archive.store"},
 	{repo.ErrForeign, "is archive.store the bucket of another cluster? give this one its own `cluster` name or prefix"},
 	{repo.ErrConflict, "is the same repository used by two clusters?"},
+	{repo.ErrNoIdentity, "archive.encryption.identity_file names the file with the identity (AGE-SECRET-KEY-1…) of one of the recipients"},
+	{repo.ErrWrongIdentity, "objects are encrypted for the recipients of the time; `pitr encryption rewrap` makes older ones readable for new recipients"},
+	{repo.ErrIncomparable, "all who write to a repository need the same archive.encryption.fingerprint_key"},
 	{repo.ErrDamaged, "`pitr verify --level checksum` lists every damaged object; an older backup may be whole"},
 	{restore.ErrNoZone, "a time without a zone is a guess, and a restore must not be one"},
 	{restore.ErrNotEmpty, "pitr never writes into a directory that holds something"},
@@ -151,7 +159,7 @@ func newRoot() *cobra.Command {
 	root.PersistentFlags().StringVarP(&app.configPath, "config", "c", "", "configuration `FILE` (else $PITR_CONFIG, ./pitr.yaml, /etc/pitr/pitr.yaml)")
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return &usageError{err} })
 	root.AddCommand(poolerCommand(app), archiverCommand(app), backupCommand(app), backupsCommand(app), restoreCommand(app), verifyCommand(app),
-		walCommand(app), configCommand(app), runCommand(app), demoCommand(), versionCommand())
+		walCommand(app), encryptionCommand(app), configCommand(app), runCommand(app), demoCommand(), versionCommand())
 	wrapArgErrors(root)
 	return root
 }

@@ -54,6 +54,9 @@ func printReport(w io.Writer, report restore.Report, asJSON bool) error {
 	for _, window := range report.Windows {
 		fmt.Fprintf(w, "any second can be reached from %s\n", window)
 	}
+	if report.Encrypted {
+		fmt.Fprintln(w, "encrypted, and no identity opens it: names and sizes were compared, what can be reached is not known")
+	}
 	_, err := fmt.Fprintf(w, "%s: %d backups, %d packs, %d WAL segments, %s: %d defects\n", report.Level, report.Backups, report.Packs, report.Segments,
 		bytesText(report.Bytes), len(report.Defects))
 	return err

@@ -9,16 +9,18 @@ import (
 )
 
 // Exit codes of `wal fetch`. Postgres reads 1 to 125 as "not there: the archive ends here" and goes on to open the database, so that
-// only what is certainly absent may say so (law 6). 255 makes it stop.
+// only what is certainly absent may say so (law 6). 255 makes it stop. For `wal push` it is the other way round: its failures stay
+// below 126, since Postgres ends its archiver process when a command exits with more than 128 (shell_archive_file in
+// src/backend/archive/shell_archive.c, wait_result_is_any_signal in src/common/wait_error.c).
 const (
 	exitFetchAbsent = 1
 	exitFetchFailed = 255
 )
 
 func walCommand(app *app) *cobra.Command {
-	cmd := &cobra.Command{Use: "wal", Short: "Serve Postgres's restore_command", Args: cobra.NoArgs,
+	cmd := &cobra.Command{Use: "wal", Short: "Serve Postgres's restore_command and archive_command", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() }}
-	cmd.AddCommand(&cobra.Command{
+	cmd.AddCommand(walPushCommand(app), &cobra.Command{
 		Use:   "fetch FILE DESTINATION",
 		Short: "Fetch a WAL segment or history file: restore_command = 'pitr wal fetch %f %p'",
 		Long: "Writes the file to the destination, as a whole or not at all.\n\n" +

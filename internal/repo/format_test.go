@@ -24,10 +24,12 @@ import (
 	"pitr/internal/store/file"
 )
 
-// stranger reads a repository with nothing but docs/FORMAT.md, the standard library and a zstd decoder. It uses no name of this package.
+// stranger reads a repository with nothing but docs/FORMAT.md, the standard library, a zstd decoder and an age decryptor. It uses no name
+// of this package.
 type stranger struct {
 	root        string // the directory of the cluster
 	segmentSize uint64
+	identity    string // opens what is encrypted
 }
 
 func (s *stranger) open() error {
@@ -58,6 +60,10 @@ func (s *stranger) object(key string, kind byte) (content []byte, clock int64, e
 	}
 	if len(b) < 64 || string(b[:4]) != "PITR" || binary.LittleEndian.Uint32(b[60:]) != crc32.Checksum(b[:60], crc32.MakeTable(crc32.Castagnoli)) {
 		return nil, 0, fmt.Errorf("%s: no header", key)
+	}
+	if b[4] == 2 {
+		content, err = s.encrypted(key, kind, b)
+		return content, int64(binary.LittleEndian.Uint64(b[16:])), err
 	}
 	if b[4] != 1 || b[5] != kind {
 		return nil, 0, fmt.Errorf("%s: version %d, kind %d", key, b[4], b[5])
@@ -185,7 +191,13 @@ func (s *stranger) file(packs []any, f strangeFile) ([]byte, error) {
 			return nil, err
 		}
 		offset := int(e[1].(float64))
-		plain, err := frames(b[offset : offset+int(e[2].(float64))])
+		frame := b[offset : offset+int(e[2].(float64))]
+		if pack["lock"] != nil {
+			if frame, err = s.frame(pack["key"].(string), pack["lock"].(string), offset, frame); err != nil {
+				return nil, err
+			}
+		}
+		plain, err := frames(frame)
 		if err != nil {
 			return nil, err
 		}
@@ -202,6 +214,15 @@ func (s *stranger) file(packs []any, f strangeFile) ([]byte, error) {
 }
 
 func TestReaderWrittenFromTheDocumentReadsTheRepository(t *testing.T) {
+	t.Run("plain", func(t *testing.T) { strangerReads(t, "", Encryption{}) })
+	t.Run("encrypted", func(t *testing.T) {
+		identity, recipient := newIdentity(t)
+		_, another := newIdentity(t)
+		strangerReads(t, identity, Encryption{Recipients: []string{another, recipient}, FingerprintKey: "hush, hush, hush"})
+	})
+}
+
+func strangerReads(t *testing.T, identity string, encryption Encryption) {
 	dir := t.TempDir()
 	files, err := file.Open(dir)
 	if err != nil {
@@ -211,12 +232,14 @@ func TestReaderWrittenFromTheDocumentReadsTheRepository(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r, try := New(files, "main", compressor), func(err error) {
+	try := func(err error) {
 		t.Helper()
 		if err != nil {
 			t.Fatal(err)
 		}
 	}
+	r, err := New(files, "main", compressor).WithEncryption(encryption)
+	try(err)
 	history := []byte("1\t0/280000\tno recovery target specified\n\n")
 	try(r.Bind(t.Context(), Cluster{SystemID: 1<<63 + 77, SegmentSize: mib}))
 	try(r.PutHistory(t.Context(), 0x1B, history))
@@ -230,7 +253,7 @@ func TestReaderWrittenFromTheDocumentReadsTheRepository(t *testing.T) {
 	try(r.PutClock(t.Context(), 0x1B, Clock{two + 400, clockZero}))
 	_, _, contents := someBackup(t, r, "20261120T140321Z", clockZero)
 
-	s := &stranger{root: filepath.Join(dir, "main")}
+	s := &stranger{root: filepath.Join(dir, "main"), identity: identity}
 	try(s.open())
 	got, err := s.segment(1, 0x1_2345)
 	try(err)
@@ -281,6 +304,9 @@ func (s *stranger) checkIndexAndClock(t *testing.T) {
 func (s *stranger) checkKeys(t *testing.T) {
 	t.Helper()
 	known := []string{"backups", "clocks", "cluster.json", "index", "packs", "timelines", "wal"}
+	if s.identity != "" {
+		known = append(known, "keys")
+	}
 	entries, err := os.ReadDir(s.root)
 	if err != nil {
 		t.Fatal(err)

@@ -20,6 +20,7 @@ type Index struct {
 	Marks         []Mark         `json:"marks"`          // transactions that ended, by stretches of WAL
 	RestorePoints []RestorePoint `json:"restore_points"` // in WAL order
 	Clocks        []Clock        `json:"clocks"`         // the server's clock at positions, in WAL order
+	Incomplete    bool           `json:"-"`              // it lacks the record that goes on into the segment: it must not be stored
 }
 
 // Commits is the number of commits and aborts in the segment.
@@ -121,14 +122,20 @@ func (b *IndexBuilder) Finish(segment pg.Segment, size pg.SegmentSize, unfinishe
 	return index
 }
 
-// PutIndex stores the index of a whole segment. An index that is there already stays: it differs at most in its clocks.
+// PutIndex stores the index of a whole segment, if it is complete. An index that is there already stays: it differs at most in its clocks.
 func (r *Repo) PutIndex(ctx context.Context, size pg.SegmentSize, segment pg.Segment, index Index) error {
+	if index.Incomplete {
+		return nil
+	}
 	content, err := json.Marshal(index)
 	if err != nil {
 		return fmt.Errorf("put index: %w", err)
 	}
-	object := seal(KindIndex, time.Time{}, content, r.compressor.Append(nil, content), CodecZstd)
-	err = r.store.Put(ctx, r.prefix+indexKey(segment, size), object, store.PutOptions{IfAbsent: true})
+	d := newDraft(KindIndex, time.Time{}, content, r.compressor.Append(nil, content), CodecZstd)
+	if d.clear, err = json.Marshal(Joint{index.LastRecord, index.Unfinished}); err != nil {
+		return fmt.Errorf("put index: %w", err)
+	}
+	err = r.putOnce(ctx, indexKey(segment, size), d)
 	if err != nil && !errors.Is(err, store.ErrExist) {
 		return fmt.Errorf("put %s: %w", indexKey(segment, size), err)
 	}

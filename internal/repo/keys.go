@@ -16,6 +16,7 @@ const (
 	clocksDir     = "clocks/"
 	packsDir      = "packs/"
 	backupsDir    = "backups/"
+	keysDir       = "keys/"
 	manifestName  = "/manifest"
 	partsSuffix   = ".parts"
 	timelineChars = 8

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -47,8 +48,9 @@ type Backup struct {
 
 // Pack is an object that holds extents.
 type Pack struct {
-	Key  string `json:"key"`  // below the cluster's prefix
-	Size int64  `json:"size"` // of the object in bytes
+	Key  string `json:"key"`            // below the cluster's prefix
+	Size int64  `json:"size"`           // of the object in bytes
+	Lock string `json:"lock,omitempty"` // of an encrypted one: the id of its data key and its salt, in hexadecimal digits
 }
 
 // Tablespace is a tablespace outside the data directory.
@@ -149,8 +151,22 @@ func (w *ManifestWriter) Publish(ctx context.Context, b Backup) error {
 	rest := append(w.lines.Bytes(), append(last, '\n')...)
 	body := w.repo.compressor.Append(nil, first)
 	body = w.repo.compressor.Append(body, rest)
-	object := seal(KindManifest, b.StopTime, append(first, rest...), body, CodecZstd)
-	return w.repo.put(ctx, manifestKey(b.ID), object, KindManifest)
+	d := newDraft(KindManifest, b.StopTime, append(first, rest...), body, CodecZstd)
+	if d.clear, err = json.Marshal(b.inTheClear()); err != nil {
+		return fmt.Errorf("manifest of %s: %w", b.ID, err)
+	}
+	return w.repo.put(ctx, manifestKey(b.ID), d)
+}
+
+// inTheClear is what an encrypted manifest says of its backup to those who cannot open it: enough to list backups, to see that their packs
+// are there, and to expire them.
+func (b Backup) inTheClear() Backup {
+	b.Tablespaces = nil
+	b.Packs = slices.Clone(b.Packs)
+	for i := range b.Packs {
+		b.Packs[i].Lock = ""
+	}
+	return b
 }
 
 const (
@@ -220,14 +236,24 @@ func (m *Manifest) check() error {
 	return nil
 }
 
-// ReadBackup returns the first line of a manifest only. The hash of the object says nothing about a part of it, so it is the checksum
+// ReadBackup returns the first line of a manifest only; of an encrypted one, what it says in the clear. The hash of the object says nothing about a part of it, so it is the checksum
 // of the line's frame that is compared.
 func (r *Repo) ReadBackup(ctx context.Context, id string) (b Backup, err error) {
-	body, _, err := r.stream(ctx, manifestKey(id), KindManifest)
+	body, header, err := r.stream(ctx, manifestKey(id), KindManifest)
 	if err != nil {
 		return Backup{}, err
 	}
 	defer func() { err = errors.Join(err, body.Close()) }()
+	if header.encrypted() {
+		clear, err := readClear(body, header)
+		if err == nil {
+			err = json.Unmarshal(clear, &b)
+		}
+		if err != nil {
+			err = fmt.Errorf("manifest of %s: %w: %w", id, ErrDamaged, err)
+		}
+		return b, err
+	}
 	frames, err := zstd.NewReader(body, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(decoderMemoryMax))
 	if err != nil {
 		return Backup{}, fmt.Errorf("manifest of %s: %w", id, err)

@@ -26,7 +26,7 @@ func someBackup(t testing.TB, r *Repo, id string, stop time.Time) (Backup, []Fil
 		"PG_VERSION":     []byte("15\n"),
 		"base/5/2619_vm": {},
 	}
-	var pack PackBuilder
+	pack := r.NewPack()
 	manifest := r.NewManifest()
 	var files []File
 	b := Backup{ID: id, SystemID: 7_000_000_000_000_000_001, ServerVersion: "15.1", Major: 15, Timeline: 1, SegmentSize: mib, ExtentSize: ExtentSize,
@@ -50,7 +50,7 @@ func someBackup(t testing.TB, r *Repo, id string, stop time.Time) (Backup, []Fil
 		}
 		files = append(files, f)
 	}
-	stored, err := r.PutPack(t.Context(), id, 0, &pack)
+	stored, err := r.PutPack(t.Context(), id, 0, pack)
 	if err != nil {
 		t.Fatal(err)
 	}

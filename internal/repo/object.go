@@ -36,9 +36,17 @@ type Header struct {
 	Kind        Kind
 	Codec       Codec
 	PlainLength uint64
-	AsOf        time.Time // the server's clock when the content was current; zero: unknown
-	Hash        [sha256.Size]byte
+	AsOf        time.Time         // the server's clock when the content was current; zero: unknown
+	Hash        [sha256.Size]byte // of the content; a fingerprint of it when the object is encrypted
+
+	// What follows belongs to encrypted objects: docs/FORMAT.md, "Encryption".
+	FormatVersion byte // zero when it is about to be written unencrypted
+	fingerprintID [4]byte
+	lock          lock
+	clearLength   uint32
 }
+
+func (h Header) encrypted() bool { return h.FormatVersion == encryptedVersion }
 
 // headerSize and the offsets below are docs/FORMAT.md, "Object header". Numbers are little-endian.
 const (
@@ -59,12 +67,13 @@ var (
 func (h Header) encode() []byte {
 	b := make([]byte, headerSize)
 	copy(b, magic)
-	b[4], b[5], b[6] = formatVersion, byte(h.Kind), byte(h.Codec)
+	b[4], b[5], b[6] = max(formatVersion, h.FormatVersion), byte(h.Kind), byte(h.Codec)
 	binary.LittleEndian.PutUint64(b[8:], h.PlainLength)
 	if !h.AsOf.IsZero() {
 		binary.LittleEndian.PutUint64(b[16:], uint64(h.AsOf.UnixMicro()))
 	}
 	copy(b[24:], h.Hash[:])
+	copy(b[56:], h.fingerprintID[:])
 	binary.LittleEndian.PutUint32(b[60:], crc32.Checksum(b[:60], castagnoli))
 	return b
 }
@@ -77,31 +86,35 @@ func decodeHeader(b []byte, want Kind) (Header, error) {
 		return Header{}, fmt.Errorf("%w: it does not begin with %s", ErrDamaged, magic)
 	case crc32.Checksum(b[:60], castagnoli) != binary.LittleEndian.Uint32(b[60:]):
 		return Header{}, fmt.Errorf("%w: its header's checksum is wrong", ErrDamaged)
-	case b[4] != formatVersion:
-		return Header{}, fmt.Errorf("object has format version %d, this program reads %d", b[4], formatVersion)
+	case b[4] != formatVersion && b[4] != encryptedVersion:
+		return Header{}, fmt.Errorf("object has format version %d, this program reads %d and %d", b[4], formatVersion, encryptedVersion)
 	}
-	h := Header{Kind: Kind(b[5]), Codec: Codec(b[6]), PlainLength: binary.LittleEndian.Uint64(b[8:])}
+	h := Header{Kind: Kind(b[5]), Codec: Codec(b[6]), FormatVersion: b[4], PlainLength: binary.LittleEndian.Uint64(b[8:])}
 	if micros := int64(binary.LittleEndian.Uint64(b[16:])); micros != 0 {
 		h.AsOf = time.UnixMicro(micros).UTC()
 	}
 	copy(h.Hash[:], b[24:])
+	copy(h.fingerprintID[:], b[56:])
 	if h.Kind != want {
 		return Header{}, fmt.Errorf("%w: it is a %s, not a %s", ErrDamaged, h.Kind, want)
 	}
 	return h, nil
 }
 
-// seal makes the object that holds content.
+// seal makes the object that holds content, unencrypted.
 func seal(kind Kind, asOf time.Time, content []byte, body []byte, codec Codec) []byte {
-	h := Header{Kind: kind, Codec: codec, PlainLength: uint64(len(content)), AsOf: asOf, Hash: sha256.Sum256(content)}
-	return append(h.encode(), body...)
+	d := newDraft(kind, asOf, content, body, codec)
+	return append(d.header.encode(), body...)
 }
 
-// unseal returns the content of an object after its length and hash have been compared. No more than max bytes are decoded.
+// unseal returns the content of an unencrypted object after its length and hash have been compared. No more than max bytes are decoded.
 func unseal(kind Kind, object []byte, max int64) ([]byte, Header, error) {
 	h, err := decodeHeader(object, kind)
 	if err != nil {
 		return nil, h, err
+	}
+	if h.encrypted() {
+		return nil, h, ErrNoIdentity
 	}
 	if h.PlainLength > uint64(max) {
 		return nil, h, fmt.Errorf("%w: it says that it holds %d bytes, at most %d are expected", ErrDamaged, h.PlainLength, max)

@@ -66,7 +66,7 @@ func TestObjectOfAnotherKindVersionOrSizeIsRefused(t *testing.T) {
 		t.Errorf("an unknown codec: %v", err)
 	}
 	later := Header{Kind: KindPart}.encode()
-	later[4] = formatVersion + 1
+	later[4] = encryptedVersion + 1
 	later = append(later[:60], checksum(later[:60])...)
 	if _, err := decodeHeader(later, KindPart); err == nil || errors.Is(err, ErrDamaged) {
 		t.Errorf("a later format version must be told from damage: %v", err)
@@ -87,7 +87,7 @@ func TestKeyThatHoldsOtherContentIsAConflictAndStaysAsItIs(t *testing.T) {
 	putSegment(t, r, 1, 2)
 	putSegment(t, r, 1, 2)
 	var b StretchBuilder
-	b.Add(r.Pack(make([]byte, mib)))
+	b.Add(make([]byte, mib), r.Pack(make([]byte, mib)))
 	if err := r.PutStretch(t.Context(), mib, Part{Timeline: 1, Start: 0x200000, End: 0x300000}, clockZero, &b); !errors.Is(err, ErrConflict) {
 		t.Errorf("other content under the key of a segment: %v", err)
 	}

@@ -20,36 +20,110 @@ func DigestOf(content []byte) Digest {
 	return Digest(sum[:16])
 }
 
-// CompressExtent returns content as one zstd frame.
+// CompressExtent returns content as one zstd frame, with room behind it for what encryption adds.
 func (r *Repo) CompressExtent(content []byte) []byte {
-	return r.compressor.Append(make([]byte, 0, len(content)/2+64), content)
+	frame := r.compressor.Append(make([]byte, 0, len(content)/2+64), content)
+	if r.Encrypts() {
+		frame = append(frame, make([]byte, tagSize)...)
+	}
+	return frame
 }
 
 // PackBuilder collects frames for one pack.
 type PackBuilder struct {
 	object []byte // room for the header, then frames
+	room   int    // for the header; zero: that of an unencrypted object
+	ends   []int  // of frames that are to be encrypted
 }
 
-// Add appends a frame and returns its offset in the object.
+// NewPack begins a pack.
+func (r *Repo) NewPack() *PackBuilder {
+	if r.Encrypts() {
+		return &PackBuilder{room: encryptedHeaderSize}
+	}
+	return &PackBuilder{}
+}
+
+// Add appends a frame of CompressExtent and returns its offset in the object.
 func (b *PackBuilder) Add(frame []byte) int64 {
 	if b.object == nil {
-		b.object = make([]byte, headerSize, headerSize+len(frame))
+		room := max(headerSize, b.room)
+		b.object = make([]byte, room, room+len(frame))
 	}
 	offset := int64(len(b.object))
 	b.object = append(b.object, frame...)
+	if b.room > 0 {
+		b.ends = append(b.ends, len(b.object))
+	}
 	return offset
 }
 
 // Size is that of the object so far; zero when nothing was added.
 func (b *PackBuilder) Size() int64 { return int64(len(b.object)) }
 
-// PutPack stores a pack of a backup and returns what the manifest says of it. Nothing may be added to b afterwards.
+// PutPack stores a pack of a backup and returns what the manifest says of it. Nothing may be done with b afterwards.
 func (r *Repo) PutPack(ctx context.Context, backup string, number int, b *PackBuilder) (Pack, error) {
-	content := b.object[headerSize:]
-	h := Header{Kind: KindPack, Codec: CodecNone, PlainLength: uint64(len(content)), Hash: sha256.Sum256(content)}
-	copy(b.object, h.encode())
+	if r.Encrypts() != (b.room > 0) {
+		panic("repo: a pack begins with NewPack, of the repository that it is for")
+	}
 	key := packKey(backup, number)
-	return Pack{Key: key, Size: b.Size()}, r.put(ctx, key, b.object, KindPack)
+	pack := Pack{Key: key, Size: b.Size()}
+	room := max(headerSize, b.room)
+	h := Header{Kind: KindPack, Codec: CodecNone}
+	if b.room > 0 {
+		var err error
+		if h.lock, err = r.encryptFrames(ctx, key, b); err != nil {
+			return pack, fmt.Errorf("put %s: %w", key, err)
+		}
+		pack.Lock = h.lock.String()
+	}
+	content := b.object[room:]
+	h.PlainLength, h.Hash = uint64(len(content)), sha256.Sum256(content)
+	if b.room > 0 {
+		copy(b.object, h.encodeEncrypted())
+	} else {
+		copy(b.object, h.encode())
+	}
+	err := r.store.Put(ctx, r.prefix+key, b.object, store.PutOptions{IfAbsent: true})
+	if errors.Is(err, store.ErrExist) {
+		err = r.compare(ctx, key, draft{header: h})
+	}
+	if err != nil {
+		err = fmt.Errorf("put %s: %w", key, err)
+	}
+	return pack, err
+}
+
+// encryptFrames encrypts each frame where it lies; it ends with the room that its tag needs.
+func (r *Repo) encryptFrames(ctx context.Context, key string, b *PackBuilder) (lock, error) {
+	l, aead, err := r.newLock(ctx, key)
+	if err != nil {
+		return lock{}, err
+	}
+	at := b.room
+	for _, end := range b.ends {
+		aead.Seal(b.object[at:at], nonceAt(int64(at), chunkFrame), b.object[at:end-tagSize], nil)
+		at = end
+	}
+	return l, nil
+}
+
+// OpenExtent returns the length plain bytes of an extent of a pack from what lies there, after their hash was compared.
+func (r *Repo) OpenExtent(ctx context.Context, p Pack, e Extent, frame []byte, length int) ([]byte, error) {
+	if p.Lock != "" {
+		l, err := parseLock(p.Lock)
+		if err != nil {
+			return nil, fmt.Errorf("%w: %w", ErrDamaged, err)
+		}
+		aead, err := r.open(ctx, l, p.Key)
+		if err != nil {
+			return nil, err
+		}
+		if frame, err = aead.Open(nil, nonceAt(e.Offset, chunkFrame), frame, nil); err != nil {
+			return nil, fmt.Errorf("%w: it is not what was encrypted", ErrDamaged)
+		}
+	}
+	return DecodeExtent(frame, length, e.Hash)
 }
 
 // PackReader reads a run of bytes of a pack.

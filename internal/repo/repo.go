@@ -3,7 +3,9 @@
 package repo
 
 import (
+	"bytes"
 	"context"
+	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -19,11 +21,12 @@ type Repo struct {
 	store      store.Store
 	prefix     string // "<cluster>/"
 	compressor *Compressor
+	crypt      *crypt
 }
 
-// New speaks of the repository of the named cluster. It asks the store nothing.
+// New speaks of the repository of the named cluster, unencrypted. It asks the store nothing.
 func New(s store.Store, cluster string, compressor *Compressor) *Repo {
-	return &Repo{store: s, prefix: cluster + "/", compressor: compressor}
+	return &Repo{store: s, prefix: cluster + "/", compressor: compressor, crypt: &crypt{}}
 }
 
 // Cluster is what cluster.json binds the repository to.
@@ -87,28 +90,77 @@ func (r *Repo) Bind(ctx context.Context, want Cluster) error {
 	return nil
 }
 
-// put writes an object once. A key that already holds the same content is success; other content is ErrConflict.
-func (r *Repo) put(ctx context.Context, key string, object []byte, kind Kind) error {
-	err := r.store.Put(ctx, r.prefix+key, object, store.PutOptions{IfAbsent: true})
-	if err == nil {
-		return nil
+// encode makes the object of a draft.
+func (r *Repo) encode(ctx context.Context, key string, d draft) ([]byte, error) {
+	if r.Encrypts() {
+		return r.encrypt(ctx, key, d)
 	}
-	if !errors.Is(err, store.ErrExist) {
+	return append(d.header.encode(), d.body...), nil
+}
+
+// putOnce writes an object, or fails with store.ErrExist.
+func (r *Repo) putOnce(ctx context.Context, key string, d draft) error {
+	object, err := r.encode(ctx, key, d)
+	if err != nil {
+		return err
+	}
+	return r.store.Put(ctx, r.prefix+key, object, store.PutOptions{IfAbsent: true})
+}
+
+// put writes an object once. A key that already holds the same content is success; other content is ErrConflict.
+func (r *Repo) put(ctx context.Context, key string, d draft) error {
+	err := r.putOnce(ctx, key, d)
+	if errors.Is(err, store.ErrExist) {
+		err = r.compare(ctx, key, d)
+	}
+	if err != nil {
 		return fmt.Errorf("put %s: %w", key, err)
 	}
-	want, err := decodeHeader(object, kind)
+	return nil
+}
+
+// compare holds what lies under a key against what was to be written there.
+func (r *Repo) compare(ctx context.Context, key string, d draft) error {
+	have, err := r.header(ctx, key, d.header.Kind)
 	if err != nil {
-		panic("repo: an object that was just sealed: " + err.Error())
+		return fmt.Errorf("it exists; compare: %w", err)
 	}
-	have, err := r.header(ctx, key, kind)
-	if err != nil {
-		return fmt.Errorf("put %s: it exists; compare: %w", key, err)
+	want := d.header
+	if f := r.crypt.fingerprints; have.encrypted() && have.Kind != KindPack {
+		if have.PlainLength == want.PlainLength && (f == nil || f.id != have.fingerprintID) {
+			return r.compareContent(ctx, key, d)
+		}
+		if f != nil {
+			want.Hash = f.of(key, want.Hash)
+		}
 	}
 	if have.Hash != want.Hash || have.PlainLength != want.PlainLength {
-		return fmt.Errorf("put %s: %w (%d bytes with hash %x, ours are %d with %x)", key, ErrConflict,
-			have.PlainLength, have.Hash[:8], want.PlainLength, want.Hash[:8])
+		return fmt.Errorf("%w (%d bytes with hash %x, ours are %d with %x)", ErrConflict, have.PlainLength, have.Hash[:8], want.PlainLength, want.Hash[:8])
 	}
 	return nil
+}
+
+// compareContent does so when the fingerprint says nothing, because another key made it: by what is in the clear, or by opening it.
+func (r *Repo) compareContent(ctx context.Context, key string, d draft) error {
+	if d.header.Kind == KindHistory {
+		// The clear part has all but the reasons, which nobody acts on.
+		clear, err := r.clear(ctx, key, KindHistory)
+		if err == nil && !bytes.Equal(clear, d.clear) {
+			err = ErrConflict
+		}
+		return err
+	}
+	content, _, err := r.get(ctx, key, d.header.Kind, int64(d.header.PlainLength))
+	switch {
+	case errors.Is(err, ErrNoIdentity), errors.Is(err, ErrWrongIdentity):
+		return fmt.Errorf("%w: it was written with another archive.encryption.fingerprint_key or other recipients; an archive.encryption.identity_file that opens it would tell", ErrIncomparable)
+	case err != nil:
+		return fmt.Errorf("it exists; compare: %w", err)
+	case sha256.Sum256(content) != d.header.Hash:
+		return ErrConflict
+	default:
+		return nil
+	}
 }
 
 func (r *Repo) header(ctx context.Context, key string, kind Kind) (Header, error) {
@@ -125,11 +177,46 @@ func (r *Repo) get(ctx context.Context, key string, kind Kind, max int64) ([]byt
 	if err != nil {
 		return nil, Header{}, fmt.Errorf("get %s: %w", key, err)
 	}
-	content, header, err := unseal(kind, object, max)
+	content, header, err := r.decode(ctx, key, kind, object, max)
 	if err != nil {
 		return nil, header, fmt.Errorf("get %s: %w", key, err)
 	}
 	return content, header, nil
+}
+
+// decode returns the content of an object, encrypted or not.
+func (r *Repo) decode(ctx context.Context, key string, kind Kind, object []byte, max int64) ([]byte, Header, error) {
+	header, err := decodeHeader(object, kind)
+	if err != nil || !header.encrypted() {
+		return unseal(kind, object, max)
+	}
+	content, err := r.decrypt(ctx, key, header, object, max)
+	return content, header, err
+}
+
+// clear returns what an encrypted object says in the clear; nil when it is not encrypted.
+func (r *Repo) clear(ctx context.Context, key string, kind Kind) ([]byte, error) {
+	body, header, err := r.stream(ctx, key, kind)
+	if err != nil {
+		return nil, err
+	}
+	if !header.encrypted() {
+		return nil, body.Close()
+	}
+	clear, err := readClear(body, header)
+	if err := errors.Join(err, body.Close()); err != nil {
+		return nil, fmt.Errorf("get %s: %w", key, err)
+	}
+	return clear, nil
+}
+
+// readClear reads the clear part of a stream that stands behind the header.
+func readClear(body io.Reader, h Header) ([]byte, error) {
+	clear, err := io.ReadAll(io.LimitReader(body, int64(h.clearLength)))
+	if err == nil && len(clear) != int(h.clearLength) {
+		err = fmt.Errorf("%w: it breaks off", ErrDamaged)
+	}
+	return clear, err
 }
 
 // stream opens the body of an object behind its header; the hash is the reader's to check.
@@ -143,10 +230,21 @@ func (r *Repo) stream(ctx context.Context, key string, kind Kind) (io.ReadCloser
 		return nil, Header{}, errors.Join(fmt.Errorf("get %s: %w: %w", key, ErrDamaged, err), body.Close())
 	}
 	header, err := decodeHeader(b, kind)
+	if err == nil && header.encrypted() {
+		err = readExtension(body, b, &header)
+	}
 	if err != nil {
 		return nil, Header{}, errors.Join(fmt.Errorf("get %s: %w", key, err), body.Close())
 	}
 	return body, header, nil
+}
+
+func readExtension(body io.Reader, first []byte, h *Header) error {
+	b := make([]byte, encryptedHeaderSize)
+	if _, err := io.ReadFull(body, b[copy(b, first):]); err != nil {
+		return fmt.Errorf("%w: %w", ErrDamaged, err)
+	}
+	return h.decodeExtension(b)
 }
 
 // keys lists what lies below a directory of the repository, in order, without the cluster's prefix.

@@ -92,8 +92,8 @@ func putSegment(t testing.TB, r *Repo, tli pg.Timeline, number uint64) {
 	var b StretchBuilder
 	segment := pg.Segment{Timeline: tli, Number: number}
 	start, end := segment.Start(mib), segment.End(mib)
-	b.Add(r.Pack(walBytes(start, start+1000)))
-	b.Add(r.Pack(walBytes(start+1000, end)))
+	b.Add(walBytes(start, start+1000), r.Pack(walBytes(start, start+1000)))
+	b.Add(walBytes(start+1000, end), r.Pack(walBytes(start+1000, end)))
 	if err := r.PutStretch(t.Context(), mib, Part{Timeline: tli, Start: start, End: end}, clockZero, &b); err != nil {
 		t.Fatal(err)
 	}

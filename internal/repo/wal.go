@@ -14,18 +14,25 @@ import (
 	"pitr/internal/store"
 )
 
-// Frame is a stretch of WAL with its compressed form, which a part and the larger object that replaces it have in common.
-type Frame struct{ plain, packed []byte }
+// Frame is the compressed form of a piece of WAL, which a part and the larger object that replaces it have in common.
+type Frame struct {
+	length uint64
+	hash   [sha256.Size]byte // of the plain bytes
+	packed []byte
+}
 
-// Pack compresses a stretch of WAL. It takes content over.
-func (r *Repo) Pack(content []byte) Frame { return Frame{content, r.compressor.Append(nil, content)} }
+// Pack compresses a piece of WAL.
+func (r *Repo) Pack(content []byte) Frame {
+	return Frame{uint64(len(content)), sha256.Sum256(content), r.compressor.Append(nil, content)}
+}
 
 // PutPart stores the bytes of a stretch of WAL; p.End - p.Start of them. asOf is the server's clock when it had sent them.
 func (r *Repo) PutPart(ctx context.Context, size pg.SegmentSize, p Part, asOf time.Time, f Frame) error {
-	if pg.LSN(len(f.plain)) != p.End-p.Start || size.Start(p.Start) != size.Start(p.End-1) {
+	if pg.LSN(f.length) != p.End-p.Start || size.Start(p.Start) != size.Start(p.End-1) {
 		panic("repo: a part is the bytes between its positions, within one segment")
 	}
-	return r.put(ctx, partKey(p, size), seal(KindPart, asOf, f.plain, f.packed, CodecZstd), KindPart)
+	h := Header{Kind: KindPart, Codec: CodecZstd, PlainLength: f.length, AsOf: asOf, Hash: f.hash}
+	return r.put(ctx, partKey(p, size), draft{header: h, body: f.packed})
 }
 
 // stretchMax is the most plain WAL of one object: what an archiver has in memory of an open segment does not grow with segments.
@@ -45,7 +52,37 @@ func (r *Repo) PutStretch(ctx context.Context, size pg.SegmentSize, p Part, asOf
 	if b.length < uint64(size) {
 		h.Kind, key = KindPart, partKey(p, size)
 	}
-	return r.put(ctx, key, append(h.encode(), b.frames...), h.Kind)
+	return r.put(ctx, key, draft{header: h, body: b.frames})
+}
+
+// ComparePart compares the hash of the bytes of a stretch of WAL with a stored part of it: other bytes are ErrConflict.
+func (r *Repo) ComparePart(ctx context.Context, size pg.SegmentSize, p Part, hash [sha256.Size]byte) error {
+	d := draft{header: Header{Kind: KindPart, PlainLength: uint64(p.End - p.Start), Hash: hash}}
+	if err := r.compare(ctx, partKey(p, size), d); err != nil {
+		return fmt.Errorf("compare %s: %w", partKey(p, size), err)
+	}
+	return nil
+}
+
+// HasSegment reports whether the whole segment is there.
+func (r *Repo) HasSegment(ctx context.Context, size pg.SegmentSize, segment pg.Segment) (bool, error) {
+	_, err := r.header(ctx, segmentKey(segment, size), KindSegment)
+	if errors.Is(err, store.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("get %s: %w", segmentKey(segment, size), err)
+	}
+	return true, nil
+}
+
+// CompareSegment compares the hash of a segment with the whole one that is stored: other bytes are ErrConflict.
+func (r *Repo) CompareSegment(ctx context.Context, size pg.SegmentSize, segment pg.Segment, hash [sha256.Size]byte) error {
+	d := draft{header: Header{Kind: KindSegment, PlainLength: uint64(size), Hash: hash}}
+	if err := r.compare(ctx, segmentKey(segment, size), d); err != nil {
+		return fmt.Errorf("compare %s: %w", segmentKey(segment, size), err)
+	}
+	return nil
 }
 
 // DeletePart removes a part whose bytes are there in a larger object.
@@ -154,14 +191,14 @@ func (inv *Inventory) Complete(number uint64) bool {
 	return inv.within(number, segment.Start(inv.Size)) == segment.End(inv.Size)
 }
 
-// Superfluous are the parts whose bytes are there in a larger object. Whoever was killed may have left them.
+// Superfluous are the parts whose stretch is there as one object. Whoever was killed may have left them.
 func (inv *Inventory) Superfluous() []Part {
 	var list []Part
 	for number, parts := range inv.Parts {
 		whole := inv.HasSegment(number)
 		for i, part := range parts {
 			if whole || slices.ContainsFunc(parts, func(larger Part) bool {
-				return larger != parts[i] && larger.Start <= part.Start && part.End <= larger.End
+				return larger != parts[i] && larger.End-larger.Start == Stretch(inv.Size) && larger.Start <= part.Start && part.End <= larger.End
 			}) {
 				list = append(list, part)
 			}
@@ -371,14 +408,14 @@ type StretchBuilder struct {
 	length uint64
 }
 
-// Add appends the next bytes.
-func (b *StretchBuilder) Add(f Frame) {
+// Add appends the next bytes, with their compressed form.
+func (b *StretchBuilder) Add(content []byte, f Frame) {
 	if b.hash == nil {
 		b.hash = sha256.New()
 	}
-	b.hash.Write(f.plain)
+	b.hash.Write(content)
 	b.frames = append(b.frames, f.packed...)
-	b.length += uint64(len(f.plain))
+	b.length += f.length
 }
 
 // Length is the number of plain bytes so far.

@@ -1,0 +1,227 @@
+package archiver
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"pitr/internal/pg"
+	"pitr/internal/repo"
+	"pitr/internal/wal"
+)
+
+// pushRequest is the line with which a push over the socket begins. The first page of the file follows, then Before bytes of the segment
+// before it, then the rest of the file: in this order they are read.
+type pushRequest struct {
+	Place    string         `json:"place"` // which repository of which store is meant
+	Name     string         `json:"name"`
+	Size     int64          `json:"size"`
+	Before   int64          `json:"before"`
+	SystemID pg.SystemID    `json:"system_identifier,string"`
+	Segments pg.SegmentSize `json:"wal_segment_size"`
+}
+
+// pushAnswer is the line that ends it.
+type pushAnswer struct {
+	Stored    bool   `json:"stored"`
+	Elsewhere bool   `json:"elsewhere,omitempty"` // this archiver is one of another place
+	Remark    string `json:"remark,omitempty"`
+	Error     string `json:"error,omitempty"`
+	Cause     string `json:"cause,omitempty"` // conflict, foreign, incomparable
+}
+
+// causes are the errors that are told apart on the other side of the socket.
+var causes = map[string]error{"conflict": repo.ErrConflict, "foreign": repo.ErrForeign, "incomparable": repo.ErrIncomparable}
+
+const (
+	// pushesMax is how many pushes the socket serves at a time; Postgres makes one after the other.
+	pushesMax = 4
+	// pushLineMax bounds a line of the protocol.
+	pushLineMax = 64 << 10
+	// pushStall is how long either side of the socket may do nothing while it should send.
+	pushStall = 30 * time.Second
+	// pushDial bounds connecting.
+	pushDial = time.Second
+)
+
+// PushSocket serves pushes on a Unix socket that only its owner and root may use.
+type PushSocket struct {
+	path     string
+	place    string
+	pusher   *Pusher
+	listener *net.UnixListener
+}
+
+// ListenPush makes the socket. Place names the repository that pushes must mean. A socket that somebody serves is left to him.
+func ListenPush(path, place string, pusher *Pusher) (*PushSocket, error) {
+	if conn, err := net.DialTimeout("unix", path, pushDial); err == nil {
+		return nil, errors.Join(fmt.Errorf("push socket %s: another archiver serves it", path), conn.Close())
+	}
+	// Under another name until nobody else may connect; the rename also replaces what a killed archiver has left.
+	private := fmt.Sprintf("%s.%d", path, os.Getpid())
+	if err := os.Remove(private); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("push socket: %w", err)
+	}
+	listener, err := net.ListenUnix("unix", &net.UnixAddr{Name: private, Net: "unix"})
+	if err != nil {
+		return nil, fmt.Errorf("push socket: %w; does the directory %s exist?", err, filepath.Dir(path))
+	}
+	listener.SetUnlinkOnClose(false)
+	if err := errors.Join(os.Chmod(private, 0o600), os.Rename(private, path)); err != nil {
+		return nil, errors.Join(fmt.Errorf("push socket: %w", err), listener.Close())
+	}
+	return &PushSocket{path: path, place: place, pusher: pusher, listener: listener}, nil
+}
+
+// Run serves until ctx ends; what is under way then is cut off, and Postgres pushes it again.
+func (s *PushSocket) Run(ctx context.Context) error {
+	stop := context.AfterFunc(ctx, func() { _ = s.listener.Close() })
+	defer stop()
+	var tasks sync.WaitGroup
+	defer tasks.Wait()
+	slots := make(chan struct{}, pushesMax)
+	for {
+		conn, err := s.listener.AcceptUnix()
+		if ctx.Err() != nil {
+			return os.Remove(s.path)
+		}
+		if err != nil {
+			return fmt.Errorf("push socket %s: %w", s.path, err)
+		}
+		slots <- struct{}{}
+		tasks.Go(func() {
+			defer func() { <-slots }()
+			s.serve(ctx, conn)
+		})
+	}
+}
+
+func (s *PushSocket) serve(ctx context.Context, conn *net.UnixConn) {
+	stop := context.AfterFunc(ctx, func() { _ = conn.Close() })
+	defer stop()
+	defer conn.Close()
+	stalling := stallingConn{conn}
+	lines := bufio.NewReaderSize(stalling, pushLineMax)
+	line, err := lines.ReadSlice('\n')
+	var q pushRequest
+	if err == nil {
+		err = json.Unmarshal(line, &q)
+	}
+	if err != nil || q.Size < 0 || q.Before < 0 {
+		s.pusher.log.Warn("a push was not understood", "error", err)
+		return
+	}
+	body := &io.LimitedReader{R: lines, N: q.Size + q.Before}
+	a := s.answer(ctx, q, body)
+	// An answer that is sent while the other side is still sending would be lost with the connection.
+	if _, err := io.Copy(io.Discard, body); err != nil {
+		s.pusher.log.Warn("a push broke off", "file", q.Name, "error", err)
+		return
+	}
+	if err := json.NewEncoder(stalling).Encode(a); err != nil {
+		s.pusher.log.Warn("a push was not answered", "file", q.Name, "error", err)
+	}
+}
+
+func (s *PushSocket) answer(ctx context.Context, q pushRequest, body io.Reader) pushAnswer {
+	if q.Place != s.place {
+		return pushAnswer{Elsewhere: true}
+	}
+	first := make([]byte, min(q.Size, wal.PageSize))
+	if _, err := io.ReadFull(body, first); err != nil {
+		return pushAnswer{Error: fmt.Sprintf("push %s: %v", q.Name, err)}
+	}
+	f := PushFile{Name: q.Name, Size: q.Size, SystemID: q.SystemID, Segments: q.Segments, Content: io.MultiReader(bytes.NewReader(first), body)}
+	if q.Before > 0 {
+		f.Before = io.LimitReader(body, q.Before)
+	}
+	begin := time.Now()
+	remark, err := s.pusher.Push(ctx, f)
+	if err == nil {
+		s.pusher.log.Info("file pushed", "file", q.Name, "took", time.Since(begin).Round(time.Microsecond), "remark", remark)
+		return pushAnswer{Stored: true, Remark: remark}
+	}
+	s.pusher.log.Error("a push failed; Postgres keeps the file and pushes it again", "file", q.Name, "error", err)
+	a := pushAnswer{Error: err.Error()}
+	for cause, known := range causes {
+		if errors.Is(err, known) {
+			a.Cause = cause
+		}
+	}
+	return a
+}
+
+// stallingConn is a connection on which each read and write must get on.
+type stallingConn struct{ net.Conn }
+
+func (c stallingConn) Read(p []byte) (int, error) {
+	if err := c.SetReadDeadline(time.Now().Add(pushStall)); err != nil {
+		return 0, err
+	}
+	return c.Conn.Read(p)
+}
+
+func (c stallingConn) Write(p []byte) (int, error) {
+	if err := c.SetWriteDeadline(time.Now().Add(pushStall)); err != nil {
+		return 0, err
+	}
+	return c.Conn.Write(p)
+}
+
+// ErrNoSocket says that nobody has answered on the socket: the file may be pushed another way.
+var ErrNoSocket = errors.New("no archiver answers on the push socket")
+
+// pushError is what the archiver on the other side has said.
+type pushError struct {
+	text  string
+	cause error
+}
+
+func (e *pushError) Error() string { return e.text }
+func (e *pushError) Unwrap() error { return e.cause }
+
+// PushThrough pushes a file through the archiver that serves the socket. beforeSize is that of f.Before.
+func PushThrough(ctx context.Context, socket, place string, f PushFile, beforeSize int64) (remark string, err error) {
+	conn, err := net.DialTimeout("unix", socket, pushDial)
+	if err != nil {
+		return "", fmt.Errorf("%w: %w", ErrNoSocket, err)
+	}
+	stop := context.AfterFunc(ctx, func() { _ = conn.Close() })
+	defer stop()
+	defer conn.Close()
+	q := pushRequest{Place: place, Name: f.Name, Size: f.Size, SystemID: f.SystemID, Segments: f.Segments}
+	var body io.Reader = io.LimitReader(f.Content, f.Size)
+	if f.Before != nil {
+		q.Before = beforeSize
+		body = io.MultiReader(io.LimitReader(body, wal.PageSize), io.LimitReader(f.Before, beforeSize), body)
+	}
+	if err = json.NewEncoder(conn).Encode(q); err == nil {
+		_, err = io.CopyBuffer(onlyWriter{stallingConn{conn}}, body, make([]byte, pushPiece))
+	}
+	var a pushAnswer
+	if err == nil {
+		err = json.NewDecoder(io.LimitReader(conn, pushLineMax)).Decode(&a)
+	}
+	switch {
+	case ctx.Err() != nil:
+		return "", ctx.Err()
+	case err != nil:
+		return "", fmt.Errorf("%w: %w", ErrNoSocket, err)
+	case a.Elsewhere:
+		return "", fmt.Errorf("%w: its archiver writes to another place", ErrNoSocket)
+	case !a.Stored:
+		return "", &pushError{a.Error, causes[a.Cause]}
+	default:
+		return a.Remark, nil
+	}
+}
