@@ -57,6 +57,7 @@ type flight struct {
 // piece is what the uploader stores at once.
 type piece struct {
 	Start   pg.LSN
+	End     pg.LSN
 	Content []byte
 	Arrived time.Time   // of its first byte
 	Clock   time.Time   // the server's: everything that was flushed by then lies before the piece's end
@@ -64,8 +65,6 @@ type piece struct {
 	Ends    bool        // it completes a stretch
 	Eager   bool        // commits wait for it
 }
-
-func (p piece) end() pg.LSN { return p.Start + pg.LSN(len(p.Content)) }
 
 func newQueue(opt queueOptions) *queue {
 	return &queue{opt: opt, changed: make(chan struct{}), stored: opt.Start, taken: opt.Start, received: opt.Start}
@@ -194,26 +193,35 @@ func (q *queue) due(now time.Time, lag time.Duration) (time.Duration, bool) {
 
 // take cuts up to PartSizeMax bytes, never past the end of a stretch. The caller holds mu.
 func (q *queue) take() piece {
-	p := piece{Start: q.taken, Arrived: q.chunks[0].arrived, Eager: q.eager}
-	for len(q.chunks) > 0 && !p.Ends {
+	p := piece{Start: q.taken, Arrived: q.chunks[0].arrived, Eager: q.eager, Content: make([]byte, 0, q.nextLength())}
+	for len(p.Content) < cap(p.Content) {
 		c := &q.chunks[0]
-		room := q.opt.PartSizeMax - len(p.Content)
-		if room == 0 {
-			break
-		}
 		p.Clock = c.clock
-		if len(c.content) > room {
+		if room := cap(p.Content) - len(p.Content); len(c.content) > room {
 			p.Content = append(p.Content, c.content[:room]...)
 			c.content = c.content[room:]
 			break
 		}
 		p.Content = append(p.Content, c.content...)
 		p.Index, p.Ends = c.index, c.ends
+		q.chunks[0] = chunk{}
 		q.chunks = q.chunks[1:]
 	}
-	q.taken = p.end()
-	q.flights = append(q.flights, flight{start: p.Start, end: p.end(), arrived: p.Arrived})
+	p.End = p.Start + pg.LSN(len(p.Content))
+	q.taken = p.End
+	q.flights = append(q.flights, flight{start: p.Start, end: p.End, arrived: p.Arrived})
 	return p
+}
+
+// nextLength is how many bytes take cuts. The caller holds mu.
+func (q *queue) nextLength() (n int) {
+	for _, c := range q.chunks {
+		n += len(c.content)
+		if c.ends || n >= q.opt.PartSizeMax {
+			break
+		}
+	}
+	return min(n, q.opt.PartSizeMax)
 }
 
 // setStored says that everything from one position to another is in the store. Whatever was taken before and is not in it yet

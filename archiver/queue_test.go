@@ -19,7 +19,7 @@ func testQueue() *queue {
 	return newQueue(queueOptions{Start: 0x200000, SegmentSize: mib, FlushInterval: time.Second, PartSizeMax: 1000, SizeMax: 3000})
 }
 
-func storedUpTo(q *queue, p piece) { q.setStored(p.Start, p.end()) }
+func storedUpTo(q *queue, p piece) { q.setStored(p.Start, p.End) }
 
 // takes asks for the next piece in the background.
 func takes(ctx context.Context, q *queue, lag time.Duration) chan piece {
@@ -72,10 +72,10 @@ func TestQueueCutsWhenTheOldestByteIsOfAge(t *testing.T) {
 		add(t, q, 20)
 		waits(t, "before the age", taken)
 		p := within(t, "of age", taken, 400*time.Millisecond, 30)
-		if p.Start != 0x200000 || p.end() != 0x20001E || !p.Clock.Equal(p.Arrived.Add(600*time.Millisecond)) || p.Index != nil {
+		if p.Start != 0x200000 || p.End != 0x20001E || !p.Clock.Equal(p.Arrived.Add(600*time.Millisecond)) || p.Index != nil {
 			t.Errorf("got %+v", p)
 		}
-		q.setStored(p.Start, p.end())
+		q.setStored(p.Start, p.End)
 
 		add(t, q, 10)
 		storedUpTo(q, within(t, "with a put that takes 300 ms", takes(t.Context(), q, 300*time.Millisecond), 700*time.Millisecond, 10))
@@ -96,7 +96,7 @@ func TestQueueCutsBySizeAndNeverMoreThanAPart(t *testing.T) {
 		if p.Start != 0x200000+1000 {
 			t.Errorf("it begins at %s", p.Start)
 		}
-		q.setStored(p.Start, p.end())
+		q.setStored(p.Start, p.End)
 		storedUpTo(q, within(t, "the rest", takes(t.Context(), q, 0), time.Second, 499))
 	})
 }
@@ -110,7 +110,7 @@ func TestQueueCutsAtOnceOnDemand(t *testing.T) {
 		q.flushNow()
 		p := within(t, "the server asks for a reply", taken, 0, 10)
 		add(t, q, 20) // behind what was asked for
-		q.setStored(p.Start, p.end())
+		q.setStored(p.Start, p.End)
 		taken = takes(t.Context(), q, 0)
 		waits(t, "what came later is not due", taken)
 		q.setEager(true)
@@ -139,7 +139,7 @@ func TestQueueCutsAtTheEndOfASegmentAndNeverAcrossIt(t *testing.T) {
 		if p.Index != index {
 			t.Error("the piece that completes the segment has no index")
 		}
-		q.setStored(p.Start, p.end())
+		q.setStored(p.Start, p.End)
 		p = within(t, "the next segment", takes(t.Context(), q, 0), time.Second, 30)
 		if p.Index != nil {
 			t.Error("the index came twice")
@@ -170,7 +170,7 @@ func TestQueueThatIsFullMakesTheReceiverWait(t *testing.T) {
 			t.Fatal("there was room while the piece was under way: memory is not bounded")
 		default:
 		}
-		q.setStored(p.Start, p.end())
+		q.setStored(p.Start, p.End)
 		<-appended
 		if at := q.positions(); at.Waiting != 2001 || at.FullWaits != 1 || at.Stored != 0x200000+1000 {
 			t.Errorf("%+v", at)
@@ -221,7 +221,7 @@ func TestOldestByteIsThatBehindTheStoredOnes(t *testing.T) {
 		if at := q.positions(); !at.Oldest.Equal(first) {
 			t.Errorf("a piece is under way, and the oldest byte is of %s", at.Oldest)
 		}
-		q.setStored(p.Start, p.end())
+		q.setStored(p.Start, p.End)
 		if at := q.positions(); !at.Oldest.Equal(second) {
 			t.Errorf("the oldest byte is of %s", at.Oldest)
 		}
@@ -254,17 +254,17 @@ func TestPiecesAreTheBytesThatWereAppendedInOrder(t *testing.T) {
 			if !ok {
 				break
 			}
-			if p.Start != at || len(p.Content) == 0 || len(p.Content) > q.opt.PartSizeMax || (p.Index != nil) != ends[p.end()] {
+			if p.Start != at || len(p.Content) == 0 || len(p.Content) > q.opt.PartSizeMax || (p.Index != nil) != ends[p.End] {
 				t.Fatalf("expected a piece at %s, got one of %d bytes at %s, index %v", at, len(p.Content), p.Start, p.Index)
 			}
 			for end := range ends {
-				if p.Start < end && end < p.end() {
-					t.Fatalf("a piece from %s to %s spans the end of a segment", p.Start, p.end())
+				if p.Start < end && end < p.End {
+					t.Fatalf("a piece from %s to %s spans the end of a segment", p.Start, p.End)
 				}
 			}
 			got = append(got, p.Content...)
-			at = p.end()
-			q.setStored(p.Start, p.end())
+			at = p.End
+			q.setStored(p.Start, p.End)
 		}
 		if at := q.positions(); !bytes.Equal(got, want) || at.Waiting != 0 || at.Stored != at.Received {
 			t.Fatalf("%d bytes came out of %d; %+v", len(got), len(want), at)
@@ -297,8 +297,8 @@ func TestWhatIsReportedIsThePrefixThatIsStored(t *testing.T) {
 			if rapid.Bool().Draw(t, "with all before it") {
 				from = pieces[0].Start
 			}
-			q.setStored(from, p.end())
-			missing = slices.DeleteFunc(missing, func(m piece) bool { return from <= m.Start && m.end() <= p.end() })
+			q.setStored(from, p.End)
+			missing = slices.DeleteFunc(missing, func(m piece) bool { return from <= m.Start && m.End <= p.End })
 			want := positions{Received: q.received, Stored: q.received}
 			if len(missing) > 0 {
 				want.Stored, want.Oldest = missing[0].Start, missing[0].Arrived

@@ -114,7 +114,8 @@ func (u *uploader) launch(ctx context.Context, p piece) {
 	s, from := u.open, p.Start
 	frame := u.repo.Pack(p.Content)
 	s.built.Add(p.Content, frame)
-	part := repo.Part{Timeline: u.timeline, Start: p.Start, End: p.end()}
+	p.Content = nil // what is on its way is the compressed form
+	part := repo.Part{Timeline: u.timeline, Start: p.Start, End: p.End}
 	put := func(ctx context.Context) error { return u.repo.PutPart(ctx, u.size, part, p.Clock, frame) }
 	count := &u.counts.parts
 	if p.Ends {
@@ -137,7 +138,7 @@ func (u *uploader) launch(ctx context.Context, p piece) {
 		}
 		u.took(time.Since(begin))
 		count.Add(1)
-		u.stored(from, p.end())
+		u.stored(from, p.End)
 	})
 }
 
@@ -150,7 +151,7 @@ func (u *uploader) took(d time.Duration) {
 
 // whole is the stretch that its last piece has completed.
 func (u *uploader) whole(s *stretch) repo.Part {
-	end := s.last.end()
+	end := s.last.End
 	return repo.Part{Timeline: u.timeline, Start: end - repo.Stretch(u.size), End: end}
 }
 
