@@ -36,7 +36,10 @@ type PushFile struct {
 	Content  io.Reader // Size bytes
 	Before   io.Reader // the segment before, if it is at hand: a record may begin there that goes on into this one. May be nil; read behind the first page
 	SystemID pg.SystemID
-	Segments pg.SegmentSize // SystemID and Segments: what a segment beside the file says of the cluster; zero: there is none
+	Segments pg.SegmentSize // SystemID and Segments: what the segment, or one beside the file, says of the cluster; zero: not known
+
+	// Sum is the hash of the file, if asking for it is cheaper than reading Content; else nil.
+	Sum func() ([sha256.Size]byte, error)
 }
 
 const (
@@ -52,7 +55,12 @@ const (
 // Push stores a file, durably, unless it is there already with the same content. What it returns is worth saying when nothing was stored.
 func (p *Pusher) Push(ctx context.Context, f PushFile) (remark string, err error) {
 	name, isPartial := strings.CutSuffix(f.Name, partialSuffix)
+	known := false
+	if pg.IsSegmentName(f.Name) && f.Sum != nil && f.SystemID != 0 && f.Size == int64(f.Segments) {
+		known, err = p.known(ctx, f)
+	}
 	switch {
+	case known || err != nil:
 	case pg.IsSegmentName(name):
 		remark, err = p.pushSegment(ctx, f, name, isPartial)
 	case strings.HasSuffix(f.Name, ".history"):
@@ -90,6 +98,32 @@ func (p *Pusher) bind(ctx context.Context, id pg.SystemID, size pg.SegmentSize) 
 	}
 	p.bound = &want
 	return nil
+}
+
+// known reports whether the segment and its index are there already: then nothing of it has to be read or checked again.
+func (p *Pusher) known(ctx context.Context, f PushFile) (bool, error) {
+	segment, err := pg.ParseSegmentName(f.Name, f.Segments)
+	if err != nil {
+		return false, err
+	}
+	if err := p.bind(ctx, f.SystemID, f.Segments); err != nil {
+		return false, err
+	}
+	if exists, err := p.repo.HasSegment(ctx, f.Segments, segment); err != nil || !exists {
+		return false, err
+	}
+	sum, err := f.Sum()
+	if err != nil {
+		return false, err
+	}
+	if err := p.repo.CompareSegment(ctx, f.Segments, segment, sum); err != nil {
+		return false, err
+	}
+	_, err = p.repo.ReadJoint(ctx, f.Segments, segment)
+	if errors.Is(err, repo.ErrNotExist) {
+		return false, nil
+	}
+	return err == nil, err
 }
 
 func (p *Pusher) pushHistory(ctx context.Context, f PushFile) error {

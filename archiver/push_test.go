@@ -3,6 +3,7 @@ package archiver
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"log/slog"
@@ -62,6 +63,10 @@ func (b *bench) pusher() *Pusher {
 
 func pushFile(name string, content, before []byte) PushFile {
 	f := PushFile{Name: name, Size: int64(len(content)), Content: bytes.NewReader(content)}
+	f.Sum = func() ([sha256.Size]byte, error) { return sha256.Sum256(content), nil }
+	if header, err := wal.ParseSegmentHeader(content); err == nil && pg.IsSegmentName(name) {
+		f.SystemID, f.Segments = header.SystemID, header.SegmentSize
+	}
 	if before != nil {
 		f.Before = bytes.NewReader(before)
 	}
@@ -155,7 +160,7 @@ func TestPushRefusesWhatIsNoSegmentOfThisCluster(t *testing.T) {
 	other := newBench(t, 1, "wal_keep_size=1GB")
 	foreign := other.walFile(other.finished()[0])
 	refused("another cluster's", other.parse(names[0]).Name(b.size), foreign, "", repo.ErrForeign)
-	refused("another one that follows", name, damaged, "it is damaged", nil)
+	refused("a damaged one of what is there", name, damaged, "the key holds other content", repo.ErrConflict)
 	// What was stored stays as it is.
 	if got, err := b.repo.ReadSegment(t.Context(), b.size, b.parse(name)); err != nil || !bytes.Equal(got, content) {
 		t.Errorf("%d bytes, %v", len(got), err)

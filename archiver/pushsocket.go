@@ -4,6 +4,8 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -20,8 +22,8 @@ import (
 	"pitr/internal/wal"
 )
 
-// pushRequest is the line with which a push over the socket begins. The first page of the file follows, then Before bytes of the segment
-// before it, then the rest of the file: in this order they are read.
+// pushRequest is the line with which a push over the socket begins. Then the archiver asks for what it wants: the hash of the file, or the
+// content, which is the first page of the file, Before bytes of the segment before it, and the rest of the file: in this order it is read.
 type pushRequest struct {
 	Place    string         `json:"place"` // which repository of which store is meant
 	Name     string         `json:"name"`
@@ -31,8 +33,15 @@ type pushRequest struct {
 	Segments pg.SegmentSize `json:"wal_segment_size"`
 }
 
-// pushAnswer is the line that ends it.
+// What an archiver may want.
+const (
+	wantSum     = "sum"     // a line with the SHA-256 of the file in hexadecimal digits
+	wantContent = "content" // Size + Before bytes
+)
+
+// pushAnswer is a line from the archiver. One that wants nothing ends the push.
 type pushAnswer struct {
+	Want      string `json:"want,omitempty"`
 	Stored    bool   `json:"stored"`
 	Elsewhere bool   `json:"elsewhere,omitempty"` // this archiver is one of another place
 	Remark    string `json:"remark,omitempty"`
@@ -121,10 +130,10 @@ func (s *PushSocket) serve(ctx context.Context, conn *net.UnixConn) {
 		s.pusher.log.Warn("a push was not understood", "error", err)
 		return
 	}
-	body := &io.LimitedReader{R: lines, N: q.Size + q.Before}
+	body := &pushBody{conn: stalling, lines: lines, left: io.LimitedReader{R: lines, N: q.Size + q.Before}}
 	a := s.answer(ctx, q, body)
 	// An answer that is sent while the other side is still sending would be lost with the connection.
-	if _, err := io.Copy(io.Discard, body); err != nil {
+	if err := body.drain(); err != nil {
 		s.pusher.log.Warn("a push broke off", "file", q.Name, "error", err)
 		return
 	}
@@ -133,15 +142,55 @@ func (s *PushSocket) serve(ctx context.Context, conn *net.UnixConn) {
 	}
 }
 
-func (s *PushSocket) answer(ctx context.Context, q pushRequest, body io.Reader) pushAnswer {
+// pushBody asks for what it is asked for.
+type pushBody struct {
+	conn  io.Writer
+	lines *bufio.Reader
+	left  io.LimitedReader
+	begun bool
+}
+
+func (b *pushBody) Read(p []byte) (int, error) {
+	if !b.begun {
+		b.begun = true
+		if err := json.NewEncoder(b.conn).Encode(pushAnswer{Want: wantContent}); err != nil {
+			return 0, err
+		}
+	}
+	return b.left.Read(p)
+}
+
+func (b *pushBody) sum() (sum [sha256.Size]byte, err error) {
+	if err := json.NewEncoder(b.conn).Encode(pushAnswer{Want: wantSum}); err != nil {
+		return sum, err
+	}
+	line, err := b.lines.ReadSlice('\n')
+	if err != nil {
+		return sum, err
+	}
+	raw, err := hex.DecodeString(string(bytes.TrimSpace(line)))
+	if err != nil || len(raw) != len(sum) {
+		return sum, fmt.Errorf("%q is no hash", line)
+	}
+	return [sha256.Size]byte(raw), nil
+}
+
+func (b *pushBody) drain() error {
+	if !b.begun {
+		return nil
+	}
+	_, err := io.Copy(io.Discard, &b.left)
+	if err == nil && b.left.N > 0 {
+		err = io.ErrUnexpectedEOF
+	}
+	return err
+}
+
+func (s *PushSocket) answer(ctx context.Context, q pushRequest, body *pushBody) pushAnswer {
 	if q.Place != s.place {
 		return pushAnswer{Elsewhere: true}
 	}
-	first := make([]byte, min(q.Size, wal.PageSize))
-	if _, err := io.ReadFull(body, first); err != nil {
-		return pushAnswer{Error: fmt.Sprintf("push %s: %v", q.Name, err)}
-	}
-	f := PushFile{Name: q.Name, Size: q.Size, SystemID: q.SystemID, Segments: q.Segments, Content: io.MultiReader(bytes.NewReader(first), body)}
+	f := PushFile{Name: q.Name, Size: q.Size, SystemID: q.SystemID, Segments: q.Segments, Content: body, Sum: body.sum}
 	if q.Before > 0 {
 		f.Before = io.LimitReader(body, q.Before)
 	}
@@ -205,12 +254,18 @@ func PushThrough(ctx context.Context, socket, place string, f PushFile, beforeSi
 		q.Before = beforeSize
 		body = io.MultiReader(io.LimitReader(body, wal.PageSize), io.LimitReader(f.Before, beforeSize), body)
 	}
-	if err = json.NewEncoder(conn).Encode(q); err == nil {
-		_, err = io.CopyBuffer(onlyWriter{stallingConn{conn}}, body, make([]byte, pushPiece))
+	if err = json.NewEncoder(conn).Encode(q); err != nil {
+		return "", fmt.Errorf("%w: %w", ErrNoSocket, err)
 	}
 	var a pushAnswer
-	if err == nil {
-		err = json.NewDecoder(io.LimitReader(conn, pushLineMax)).Decode(&a)
+	for answers := json.NewDecoder(io.LimitReader(conn, pushLineMax)); ; {
+		a = pushAnswer{}
+		if err = answers.Decode(&a); err == nil && a.Want != "" {
+			err = give(stallingConn{conn}, a.Want, f, body)
+		}
+		if err != nil || a.Want == "" {
+			break
+		}
 	}
 	switch {
 	case ctx.Err() != nil:
@@ -224,4 +279,20 @@ func PushThrough(ctx context.Context, socket, place string, f PushFile, beforeSi
 	default:
 		return a.Remark, nil
 	}
+}
+
+// give sends what the archiver wants.
+func give(conn io.Writer, want string, f PushFile, body io.Reader) error {
+	if want != wantSum {
+		_, err := io.CopyBuffer(onlyWriter{conn}, body, make([]byte, pushPiece))
+		return err
+	}
+	if f.Sum == nil {
+		return errors.New("the archiver wants a hash of what has none")
+	}
+	sum, err := f.Sum()
+	if err == nil {
+		_, err = fmt.Fprintf(conn, "%x\n", sum)
+	}
+	return err
 }

@@ -68,7 +68,11 @@ func withPushSocket(cfg *config.Config, r *repo.Repo, log *slog.Logger, run func
 		defer cancel()
 		served := make(chan error, 1)
 		go func() {
-			served <- socket.Run(ctx)
+			err := socket.Run(ctx)
+			if err != nil {
+				log.Error("pushes are not served any more", "error", err)
+			}
+			served <- err
 		}()
 		err = run(ctx)
 		cancel()

@@ -10,7 +10,7 @@ import (
 
 // Exit codes of `wal fetch`. Postgres reads 1 to 125 as "not there: the archive ends here" and goes on to open the database, so that
 // only what is certainly absent may say so (law 6). 255 makes it stop. For `wal push` it is the other way round: its failures stay
-// below 126, since Postgres ends its archiver process when a command exits with more than 128 (shell_archive_file in
+// below 126, since Postgres ends its archiver process when a command exits with more than 125 (shell_archive_file in
 // src/backend/archive/shell_archive.c, wait_result_is_any_signal in src/common/wait_error.c).
 const (
 	exitFetchAbsent = 1

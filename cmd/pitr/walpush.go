@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
@@ -101,6 +102,7 @@ func openWAL(path string) (*walFile, error) {
 		return nil, err
 	}
 	f.PushFile = archiver.PushFile{Name: filepath.Base(path), Size: info.Size(), Content: content}
+	f.Sum = func() ([sha256.Size]byte, error) { return sumOf(content, info.Size()) }
 	if len(f.Name) < 24 || !pg.IsSegmentName(f.Name[:24]) {
 		f.SystemID, f.Segments = neighbour(filepath.Dir(path))
 		return f, nil
@@ -110,6 +112,9 @@ func openWAL(path string) (*walFile, error) {
 	if !size.Valid() || err != nil || segment.Number == 0 {
 		return f, nil // whoever stores it says what is wrong
 	}
+	if header, err := readSegmentHeader(path); err == nil {
+		f.SystemID, f.Segments = header.SystemID, header.SegmentSize
+	}
 	segment.Number--
 	if before, info, err := f.open(filepath.Join(filepath.Dir(path), segment.Name(size))); err == nil && info.Size() == f.Size {
 		f.Before, f.beforeSize = before, f.Size
@@ -117,7 +122,14 @@ func openWAL(path string) (*walFile, error) {
 	return f, nil
 }
 
-func (f *walFile) open(path string) (io.Reader, os.FileInfo, error) {
+// sumOf leaves alone how far the file was read.
+func sumOf(file *os.File, size int64) (sum [sha256.Size]byte, err error) {
+	hash := sha256.New()
+	_, err = io.Copy(hash, io.NewSectionReader(file, 0, size))
+	return [sha256.Size]byte(hash.Sum(nil)), err
+}
+
+func (f *walFile) open(path string) (*os.File, os.FileInfo, error) {
 	file, err := os.Open(path)
 	if err != nil {
 		return nil, nil, err

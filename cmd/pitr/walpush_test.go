@@ -141,3 +141,44 @@ func (h *harness) killPostgres(ctx context.Context) {
 		}
 	})
 }
+
+func TestTimelineThatEndsIsPushedWithItsHistoryAndItsLastSegment(t *testing.T) {
+	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
+	defer cancel()
+	h := newHarness(t, "", "archive_mode=on")
+	h.psql(ctx, fmt.Sprintf("alter system set archive_command = '%s -c %s wal push %%p 2>> %s/push.log'", h.bin.plain, h.config, h.dir))
+	h.psql(ctx, fmt.Sprintf("alter system set restore_command = '%s -c %s wal fetch %%f %%p'", h.bin.plain, h.config))
+	h.psql(ctx, "select pg_reload_conf()")
+	h.psql(ctx, "create table t (i int); insert into t values (1)")
+	h.mustPitr(ctx, "backup")
+	h.psql(ctx, "insert into t values (2); select pg_switch_wal()")
+	h.psql(ctx, "insert into t values (3)")
+	last := h.psql(ctx, "select pg_walfile_name(pg_current_wal_insert_lsn())")
+	signal := filepath.Join(h.server.Dir, "recovery.signal")
+	if err := errors.Join(os.WriteFile(signal, nil, 0o600), h.install.Own(h.server.Dir)); err != nil {
+		t.Fatal(err)
+	}
+	h.killPostgres(ctx)
+	h.eventually(ctx, "recovery is over", func() bool { return h.psql(ctx, "select pg_is_in_recovery()") == "f" })
+	h.psql(ctx, "insert into t values (4)")
+	segment := h.psql(ctx, "select pg_walfile_name(pg_current_wal_insert_lsn())")
+	h.psql(ctx, "select pg_switch_wal()")
+	h.pushed(ctx, segment)
+	log, err := os.ReadFile(filepath.Join(h.dir, "push.log"))
+	if err != nil || !strings.HasPrefix(segment, "00000002") || !strings.Contains(string(log), last+".partial: stored up to ") {
+		t.Errorf("%s was archived after %s; the pushes said %s, %v", segment, last, log, err)
+	}
+	if out := h.mustPitr(ctx, "verify", "--level", "checksum"); !strings.Contains(out, ": 0 defects") {
+		t.Errorf("verify: %s", out)
+	}
+	into, port := filepath.Join(h.dir, "restored"), postmastertest.FreePort(t)
+	h.mustPitr(ctx, "restore", "--to", "latest", "--into", into, "--start", "--port", strconv.Itoa(port))
+	copied := h.install.Attach(into, port)
+	rows, err := copied.Query(ctx, "postgres", "postgres", "select string_agg(i::text, ' ' order by i) from t")
+	if err := errors.Join(err, copied.Stop(ctx, postmaster.Immediate)); err != nil {
+		t.Fatal(err)
+	}
+	if rows != "1 2 3 4" {
+		t.Errorf("rows %s came back", rows)
+	}
+}
