@@ -31,6 +31,9 @@ type Options struct {
 	RetentionWindow  time.Duration
 	RetentionMinimum int
 
+	CatalogInterval     time.Duration // zero: no names are stored
+	CatalogRelationsMax int
+
 	Repo *repo.Repo
 	Log  *slog.Logger
 }
@@ -41,6 +44,7 @@ type Archiver struct {
 	schedule cron.Schedule // nil: none
 	counts   counters
 	backupMu sync.Mutex // held while a backup runs: one at a time
+	catalog  catalogSum // of the last one that was stored; sessions follow one another
 
 	mu      sync.Mutex // guards what follows
 	current *session   // nil while not streaming

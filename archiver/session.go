@@ -188,6 +188,7 @@ func (s *session) run(ctx context.Context, stream *replication.Stream, recv *rec
 	})
 	beating, stopBeating := context.WithCancel(storing)
 	tasks.Go(func() { s.heartbeat(beating, stream, q) })
+	tasks.Go(func() { recv.names.run(beating, recv.timeline) })
 
 	end, err := recv.run(storing, stream)
 	stopBeating()

@@ -11,6 +11,7 @@ import (
 type counters struct {
 	parts, segments, storeFailures, interruptions, corrupt, gaps atomic.Uint64
 	backupsDone, backupsFailed                                   atomic.Uint64
+	catalogs, catalogFailures                                    atomic.Uint64
 	putSeconds                                                   atomic.Int64 // nanoseconds of the last put
 	storeDown                                                    atomic.Bool
 }
@@ -44,7 +45,10 @@ type Stats struct {
 	LastBackupID  string
 	BackupsDone   uint64
 	BackupsFailed uint64
-	LastError     string
+	Catalogs      uint64
+	// CatalogFailures counts the times that not all names of relations could be stored.
+	CatalogFailures uint64
+	LastError       string
 }
 
 // Stats returns a snapshot.
@@ -55,7 +59,8 @@ func (a *Archiver) Stats() Stats {
 	st := Stats{StoreDown: c.storeDown.Load(), LastPut: time.Duration(c.putSeconds.Load()), Parts: c.parts.Load(), Segments: c.segments.Load(),
 		StoreFailures: c.storeFailures.Load(), Interruptions: c.interruptions.Load(), Corrupt: c.corrupt.Load(), Gaps: c.gaps.Load(),
 		Backups: a.backups.count, LastBackup: a.backups.last, LastBackupID: a.backups.lastID,
-		BackupsDone: c.backupsDone.Load(), BackupsFailed: c.backupsFailed.Load(), LastError: a.lastErr}
+		BackupsDone: c.backupsDone.Load(), BackupsFailed: c.backupsFailed.Load(), LastError: a.lastErr,
+		Catalogs: c.catalogs.Load(), CatalogFailures: c.catalogFailures.Load()}
 	now := a.last
 	if a.current != nil {
 		now = a.current.snapshot()

@@ -99,6 +99,9 @@ type Archive struct {
 	StoreTimeout  Duration `yaml:"store_timeout"`
 	StoreRetries  int      `yaml:"store_retries"`
 	ShutdownGrace Duration `yaml:"shutdown_grace"`
+
+	CatalogInterval     Duration `yaml:"catalog_interval"`
+	CatalogRelationsMax int      `yaml:"catalog_relations_max"`
 }
 
 // Backup configures base backups and how long they are kept.

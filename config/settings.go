@@ -73,6 +73,8 @@ var settings = []Setting{
 	{Key: "archive.store_timeout", Default: "1m", Range: "100ms..1h", Doc: "How long one request to the store may take."},
 	{Key: "archive.store_retries", Default: "8", Range: "0..1000", Doc: "How often a failed request is sent again, with growing pauses, before its caller is told. The archiver itself never gives up on WAL."},
 	{Key: "archive.shutdown_grace", Default: "5s", Range: "0..1h", Doc: "How long the archiver tries to store what it has received when it is told to stop."},
+	{Key: "archive.catalog_interval", Default: "5m", Range: "0..1d", Doc: "How often the names of all relations are looked at, and stored if they have changed, so that `pitr log` can name tables, dropped ones too. It is also done some seconds after DDL. The archiver's user must be able to connect to every database. Zero: never."},
+	{Key: "archive.catalog_relations_max", Default: "200000", Range: "1..1000000", Doc: "Tables, indexes and sequences of the whole cluster whose names are stored; databases that go beyond it are left out, with a warning."},
 
 	{Key: "backup.schedule", Default: "0 2 * * *", Doc: "Cron expression (five fields, local time) of the base backups; empty: none by itself."},
 	{Key: "backup.buffer_max", Default: "256MiB", Range: "16MiB..64GiB", Doc: "Memory for extents and packs in flight during a backup or a restore."},

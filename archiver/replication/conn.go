@@ -23,6 +23,7 @@ type Conn struct {
 // ConnectOptions says where the server is and how the connection is named in pg_stat_replication.
 type ConnectOptions struct {
 	DSN             string
+	Database        string // empty: that of the DSN
 	ApplicationName string
 	Replication     bool // a physical walsender; otherwise an ordinary connection for queries
 }
@@ -32,6 +33,9 @@ func Connect(ctx context.Context, opt ConnectOptions) (*Conn, error) {
 	cfg, err := pgconn.ParseConfig(opt.DSN)
 	if err != nil {
 		return nil, fmt.Errorf("connect to Postgres: %w", err)
+	}
+	if opt.Database != "" {
+		cfg.Database = opt.Database
 	}
 	if opt.Replication {
 		cfg.RuntimeParams["replication"] = "true"

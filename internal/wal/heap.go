@@ -79,7 +79,8 @@ func (r *Record) Rows() (rows Rows, ok bool, err error) {
 
 // Object is a relation by its object id, as catalogues and invalidations know it. Database is zero for those that all databases share.
 type Object struct {
-	Database, OID uint32
+	Database uint32 `json:"database"`
+	OID      uint32 `json:"oid"`
 }
 
 // Truncated reads the record that TRUNCATE leaves under wal_level = logical (xl_heap_truncate); nil for any other.

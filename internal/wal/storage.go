@@ -17,10 +17,10 @@ const (
 
 // Forks: src/include/common/relpath.h.
 const (
-	forkMain Fork = 0
-	forkFSM  Fork = 1
-	forkVM   Fork = 2
-	forkInit Fork = 3
+	ForkMain Fork = 0
+	ForkFSM  Fork = 1
+	ForkVM   Fork = 2
+	ForkInit Fork = 3
 )
 
 // Cut says that a fork has been made, cut off or removed: blocks at or behind Block have nothing to do with what was there before.
@@ -42,7 +42,7 @@ func (r *Record) CreatedFile() (relation Relation, ok bool, err error) {
 	if d.short {
 		return Relation{}, false, &CorruptError{r.Start, errShortRecord}
 	}
-	return relation, Fork(fork) == forkMain, nil
+	return relation, Fork(fork) == ForkMain, nil
 }
 
 // Cuts passes what SummarizeSmgrRecord, SummarizeDbaseRecord and SummarizeXactRecord of src/backend/postmaster/walsummarizer.c call
@@ -60,7 +60,7 @@ func (r *Record) Cuts(visit func(Cut)) error {
 			return err
 		}
 		for _, relation := range x.Relations {
-			for _, fork := range []Fork{forkMain, forkVM, forkInit} {
+			for _, fork := range []Fork{ForkMain, ForkVM, ForkInit} {
 				visit(Cut{relation, fork, 0})
 			}
 		}
@@ -75,7 +75,7 @@ func (r *Record) storageCuts(d *recordReader, visit func(Cut)) {
 	switch r.Info & infoMask {
 	case smgrCreate:
 		relation := d.relation()
-		if fork := Fork(d.u32()); !d.short && fork != forkFSM {
+		if fork := Fork(d.u32()); !d.short && fork != ForkFSM {
 			visit(Cut{relation, fork, 0})
 		}
 	case smgrTruncate:
@@ -83,10 +83,10 @@ func (r *Record) storageCuts(d *recordReader, visit func(Cut)) {
 		relation := d.relation()
 		flags := d.u32()
 		if flags&smgrTruncateHeap != 0 {
-			visit(Cut{relation, forkMain, block})
+			visit(Cut{relation, ForkMain, block})
 		}
 		if flags&smgrTruncateVM != 0 {
-			visit(Cut{relation, forkVM, 0})
+			visit(Cut{relation, ForkVM, 0})
 		}
 	}
 }
@@ -96,12 +96,12 @@ func (r *Record) databaseCuts(d *recordReader, visit func(Cut)) {
 	database := d.u32()
 	if r.isDatabaseDrop() {
 		for range d.count(4) {
-			visit(Cut{Relation{Tablespace: d.u32(), Database: database}, forkMain, 0})
+			visit(Cut{Relation{Tablespace: d.u32(), Database: database}, ForkMain, 0})
 		}
 		return
 	}
 	if op == dbaseCreateFileCopy || op == dbaseCreateWALLog {
-		visit(Cut{Relation{Tablespace: d.u32(), Database: database}, forkMain, 0})
+		visit(Cut{Relation{Tablespace: d.u32(), Database: database}, ForkMain, 0})
 	}
 }
 
