@@ -7,6 +7,8 @@ const (
 	// SMGR_TRUNCATE_HEAP and SMGR_TRUNCATE_VM.
 	smgrTruncateHeap = 1 << 0
 	smgrTruncateVM   = 1 << 1
+	// heapBlocksPerMapBlock is HEAPBLOCKS_PER_PAGE of src/backend/access/heap/visibilitymap.c: two bits for each in a page behind its header.
+	heapBlocksPerMapBlock = (blockSize - 24) * 8 / 2
 
 	// XLOG_DBASE_* since 15, when XLOG_DBASE_CREATE was split in two and XLOG_DBASE_DROP moved up.
 	dbaseCreateFileCopy = 0x00
@@ -86,7 +88,9 @@ func (r *Record) storageCuts(d *recordReader, visit func(Cut)) {
 			visit(Cut{relation, ForkMain, block})
 		}
 		if flags&smgrTruncateVM != 0 {
-			visit(Cut{relation, ForkVM, 0})
+			// visibilitymap_prepare_truncate also clears bits in the map's last block that stays, without a block reference. (Postgres's
+			// summarizer takes the heap's block number for the map's here, and so misses that block.)
+			visit(Cut{relation, ForkVM, block / heapBlocksPerMapBlock})
 		}
 	}
 }
