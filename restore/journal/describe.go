@@ -23,6 +23,9 @@ const pgClass = 1259
 func (rd *reader) describe(e *wal.Ended) *Transaction {
 	t := &Transaction{XID: e.XID, Time: e.Time, LSN: e.Start, Committed: e.Committed, Prepared: e.Prepared, Subxacts: len(e.Subxacts), Bytes: e.Bytes,
 		Database: rd.names.database(e.Database), Incomplete: e.Incomplete, Partial: !rd.sure.covers(e.XID)}
+	if e.Committed {
+		rd.describeFiles(e, t)
+	}
 	for locator, counts := range e.Rows {
 		name := rd.names.file(locator, e.Start)
 		r := Relation{Name: name.String(), Locator: locator.String(), Kind: name.kind, System: name.system(),
@@ -34,9 +37,6 @@ func (rd *reader) describe(e *wal.Ended) *Transaction {
 	}
 	slices.SortFunc(t.Relations, func(a, b Relation) int { return cmp.Or(cmp.Compare(a.Name, b.Name), cmp.Compare(a.Locator, b.Locator)) })
 	slices.Sort(t.MassDeletes)
-	if e.Committed {
-		rd.describeFiles(e, t)
-	}
 	for _, oid := range e.Databases {
 		t.DroppedDatabases = append(t.DroppedDatabases, rd.names.databaseOrOID(oid))
 	}
@@ -64,8 +64,7 @@ func (rd *reader) describeFiles(e *wal.Ended, t *Transaction) {
 		}
 	}
 	for _, object := range e.Dropped {
-		// A partitioned table has no file of its own.
-		if name := rd.names.object(object, e.Start); name.kind == kindPartitioned {
+		if name := rd.names.object(object, e.Start); name.table() && !name.system() {
 			found[dropped][name.String()] = true
 		}
 	}
@@ -76,6 +75,7 @@ func (rd *reader) describeFiles(e *wal.Ended, t *Transaction) {
 		}
 	}
 	t.Dropped, t.Truncated, t.Rewritten = sorted(found[dropped]), sorted(found[truncated]), sorted(found[rewritten])
+	f.learn()
 }
 
 func sorted(set map[string]bool) []string { return slices.Sorted(maps.Keys(set)) }
@@ -87,7 +87,8 @@ type files struct {
 	created    map[wal.Relation]bool
 	surviving  int // of those it has made: not removed again by itself
 	droppedOID map[wal.Object]bool
-	newClasses int // rows inserted into pg_class
+	newClasses int  // rows inserted into pg_class
+	explained  bool // a table that is gone has a name: files without one are taken for those of its indexes and TOAST table
 }
 
 func newFiles(rd *reader, e *wal.Ended) *files {
@@ -103,6 +104,7 @@ func newFiles(rd *reader, e *wal.Ended) *files {
 	}
 	for _, object := range e.Dropped {
 		f.droppedOID[object] = true
+		f.explained = f.explained || rd.names.object(object, e.Start).table()
 	}
 	for locator, counts := range e.Rows {
 		if name := rd.names.file(locator, e.Start); locator.Number == pgClass || name.schema == systemSchema && name.name == "pg_class" {
@@ -120,6 +122,9 @@ func (f *files) fate(locator wal.Relation, name name) fate {
 		return untold
 	}
 	if f.isDropped(locator, name) {
+		if !name.known() && f.explained {
+			return untold
+		}
 		return dropped
 	}
 	if name.kind == kindSequence {
@@ -170,6 +175,39 @@ func (f *files) sameTablespace(locator wal.Relation) bool {
 		}
 	}
 	return false
+}
+
+// learn gives the names of files that were replaced to those that replace them, so that they have one before the next catalog is read. What
+// cannot be told for certain is left to that catalog.
+func (f *files) learn() {
+	var replaced []name // in the order of the commit record
+	for _, locator := range f.e.Relations {
+		name := f.rd.names.file(locator, f.e.Start)
+		if f.created[locator] || f.droppedOID[name.object()] {
+			continue
+		}
+		replaced = append(replaced, name)
+	}
+	var transient, fresh []wal.Relation
+	for _, locator := range f.e.Created {
+		switch {
+		case f.fromTransient(locator):
+			transient = append(transient, locator)
+		case !slices.Contains(f.e.Relations, locator):
+			fresh = append(fresh, locator)
+		}
+	}
+	if len(transient) == 0 && len(fresh) == len(replaced) {
+		// Files are removed in the reverse of the order in which that was planned: PendingRelDelete of src/backend/catalog/storage.c.
+		for i, name := range replaced {
+			f.rd.names.learn(name, fresh[len(fresh)-1-i], f.e.Start)
+		}
+		return
+	}
+	tables := slices.DeleteFunc(replaced, func(n name) bool { return n.kind != kindTable && n.kind != kindMatview || n.hidden() })
+	if len(tables) == 1 && len(transient) > 0 {
+		f.rd.names.learn(tables[0], transient[0], f.e.Start) // make_new_heap makes the table's file first
+	}
 }
 
 // touches reports whether a transaction has to do with the wanted relation.

@@ -173,8 +173,16 @@ func (rd *reader) readRun(ctx context.Context, run repo.Run) error {
 		return err
 	}
 	rd.ledger, rd.from, rd.sure = wal.Ledger{}, span.from, span.sure
-	decoder := wal.NewDecoder(wal.Options{Start: span.lead, SegmentSize: rd.path.Size, SystemID: rd.cluster.SystemID, Timeline: rd.path.Tip}, rd.record)
-	err = rd.repo.ReadWAL(ctx, rd.path, span.lead, span.to, func(_ pg.LSN, content []byte) error {
+	return rd.decode(ctx, rd.decoder(span.lead, rd.record), span.to)
+}
+
+func (rd *reader) decoder(start pg.LSN, emit func(*wal.Record) error) *wal.Decoder {
+	return wal.NewDecoder(wal.Options{Start: start, SegmentSize: rd.path.Size, SystemID: rd.cluster.SystemID, Timeline: rd.path.Tip}, emit)
+}
+
+// decode feeds the decoder up to a position, or to where the WAL ends.
+func (rd *reader) decode(ctx context.Context, decoder *wal.Decoder, to pg.LSN) error {
+	err := rd.repo.ReadWAL(ctx, rd.path, decoder.Position(), to, func(_ pg.LSN, content []byte) error {
 		if err := ctx.Err(); err != nil {
 			return err
 		}

@@ -141,6 +141,15 @@ func addName[K comparable](to map[K][]named, key K, from pg.LSN, entry name) {
 	to[key] = append(list, named{from, entry})
 }
 
+// learn notes that a relation has a new file from a position on, unless a catalog tells whose the file is.
+func (n *names) learn(of name, file wal.Relation, from pg.LSN) {
+	if !of.known() || len(n.files[file]) > 0 {
+		return
+	}
+	of.locator = file
+	n.files[file] = []named{{from, of}}
+}
+
 // at is the name that held at a position: the last that was told before it, or the first that was told behind.
 func at(list []named, lsn pg.LSN) name {
 	best := list[0].name
