@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -326,6 +327,49 @@ func (w *world) filters(s *story, all []Event) {
 		w.t.Errorf("a relation that never was: %v", err)
 	}
 	w.windows(all)
+}
+
+// TestManyTransactionsTakeNoMoreMemoryThanFew looks at what is still in use while 50,000 transactions go by: a word kept of each would show.
+func TestManyTransactionsTakeNoMoreMemoryThanFew(t *testing.T) {
+	const many, grown = 50_000, 1 << 20
+	w := newWorld(t, "synchronous_commit=off")
+	stop := w.archive()
+	w.query("create table flushed (i int); create table orders (id int)")
+	w.query(fmt.Sprintf("do $$ begin for i in 1..%d loop insert into orders values (i); commit; end loop; end $$", many))
+	w.archived()
+	stop()
+	inUse := func() uint64 {
+		runtime.GC()
+		var stats runtime.MemStats
+		runtime.ReadMemStats(&stats)
+		return stats.HeapAlloc
+	}
+	told, rows := 0, 0
+	var early, late uint64
+	err := Read(t.Context(), w.repo, Options{}, func(e Event) error {
+		if e.Transaction == nil {
+			return nil
+		}
+		for _, r := range e.Transaction.Relations {
+			if !r.System {
+				rows += r.Inserted
+			}
+		}
+		switch told++; told {
+		case many / 5:
+			early = inUse()
+		case many - 1000:
+			late = inUse()
+		}
+		return nil
+	})
+	if err != nil || rows < many {
+		t.Fatalf("%d rows in %d transactions, %v; want %d", rows, told, err, many)
+	}
+	if late > early+grown {
+		t.Errorf("%d bytes in use after a fifth, %d at the end", early, late)
+	}
+	t.Logf("%d transactions; %d bytes in use after a fifth, %d at the end", told, early, late)
 }
 
 // counted is what does not depend on names: between a TRUNCATE and the next catalog only WAL in between tells them.
