@@ -94,6 +94,9 @@ func (x *extents) add(r *wal.Record) error {
 }
 
 func (x *extents) fork(key forkKey) *forkExtents {
+	if x.all {
+		return nil
+	}
 	if x.last != nil && x.key == key {
 		return x.last
 	}
