@@ -42,8 +42,8 @@ func newCataloguer(s *session) *cataloguer {
 func (c *cataloguer) noteDDL(e *wal.Ended) {
 	changed := len(e.Created)+len(e.Dropped)+len(e.Relations)+len(e.Databases) > 0
 	if e.Database != 0 && !changed {
-		for locator := range e.Rows {
-			changed = changed || locator.Number == pgClass
+		for _, rows := range e.Rows {
+			changed = changed || rows.Relation.Number == pgClass
 		}
 	}
 	if !changed || !e.Committed {

@@ -13,26 +13,40 @@ const (
 
 // Ledger follows transactions from their first record to their end. It is pure; its memory is that of the transactions that are open.
 type Ledger struct {
-	open map[uint32]*work
+	open  map[uint32]*work
+	ended Ended   // the last one
+	spare []*work // to be used again, at most spareMax
 }
+
+// spareMax is about as many transactions as are mostly open at once.
+const spareMax = 64
 
 // work is what an open transaction or subtransaction has done so far.
 type work struct {
 	began      pg.LSN
 	bytes      uint64
 	records    int
-	rows       map[Relation]*RowCounts
-	last       Relation // of lastRows
-	lastRows   *RowCounts
+	rows       []RelationRows
+	last       int              // index in rows of the relation that changed last
+	index      map[Relation]int // into rows; nil while there are few
 	created    []Relation
 	truncated  []Object
 	databases  []uint32
 	incomplete bool
 }
 
+// fewRows is how many relations are found faster by looking at each.
+const fewRows = 8
+
 // RowCounts counts the rows of one relation by what has happened to them.
 type RowCounts struct {
 	Inserted, Updated, Deleted int
+}
+
+// RelationRows is what has happened to the rows of one relation.
+type RelationRows struct {
+	Relation Relation
+	RowCounts
 }
 
 func (c *RowCounts) add(kind RowKind, n int) {
@@ -53,14 +67,15 @@ type Ended struct {
 	Began      pg.LSN // start of its first record that was seen
 	Bytes      uint64 // of its records
 	Records    int
-	Rows       map[Relation]RowCounts
-	Created    []Relation // whose files it has made
-	Truncated  []Object   // by TRUNCATE; known under wal_level = logical only
-	Databases  []uint32   // dropped
-	Incomplete bool       // a limit was reached: counts may be too low
+	Rows       []RelationRows // in the order of their first change
+	Created    []Relation     // whose files it has made
+	Truncated  []Object       // by TRUNCATE; known under wal_level = logical only
+	Databases  []uint32       // dropped
+	Incomplete bool           // a limit was reached: counts may be too low
 }
 
-// Add takes the next record and returns the transaction that it ends; nil when it ends none. The record must have been decoded.
+// Add takes the next record and returns the transaction that it ends, valid until the next call; nil when it ends none. The record must have
+// been decoded.
 func (l *Ledger) Add(r *Record) (*Ended, error) {
 	if running, ok := r.Running(); ok {
 		l.forget(running)
@@ -105,7 +120,8 @@ func (l *Ledger) follow(r *Record) *work {
 		if l.open == nil {
 			l.open = map[uint32]*work{}
 		}
-		w = &work{began: r.Start}
+		w = l.newWork()
+		w.began = r.Start
 		l.open[r.XID] = w
 	}
 	return w
@@ -154,60 +170,118 @@ func (w *work) addRows(r *Record) error {
 }
 
 func (w *work) counts(relation Relation) *RowCounts {
-	if w.lastRows != nil && w.last == relation {
-		return w.lastRows
+	if len(w.rows) > 0 && w.rows[w.last].Relation == relation {
+		return &w.rows[w.last].RowCounts
 	}
-	counts := w.rows[relation]
-	if counts == nil {
+	i := w.find(relation)
+	if i < 0 {
 		if len(w.rows) >= openRelationsMax {
 			w.incomplete = true
 			return nil
 		}
-		if w.rows == nil {
-			w.rows = map[Relation]*RowCounts{}
-		}
-		counts = &RowCounts{}
-		w.rows[relation] = counts
+		i = len(w.rows)
+		w.rows = append(w.rows, RelationRows{Relation: relation})
+		w.note(i)
 	}
-	w.last, w.lastRows = relation, counts
-	return counts
+	w.last = i
+	return &w.rows[i].RowCounts
+}
+
+func (w *work) find(relation Relation) int {
+	if w.index != nil {
+		if i, found := w.index[relation]; found {
+			return i
+		}
+		return -1
+	}
+	for i := range w.rows {
+		if w.rows[i].Relation == relation {
+			return i
+		}
+	}
+	return -1
+}
+
+// note enters a new row into the index, once there are too many to look at each.
+func (w *work) note(i int) {
+	if w.index == nil && i >= fewRows {
+		w.index = map[Relation]int{}
+		for j := range w.rows {
+			w.index[w.rows[j].Relation] = j
+		}
+	}
+	if w.index != nil {
+		w.index[w.rows[i].Relation] = i
+	}
 }
 
 // end gathers what a transaction and its subtransactions have done, and follows them no longer.
 func (l *Ledger) end(r *Record, xact Xact) *Ended {
-	ended := &Ended{Xact: xact, Start: r.Start, End: r.End, Began: r.Start, Rows: map[Relation]RowCounts{}}
+	full := len(l.open) >= openXactsMax
+	all := l.remove(xact.XID)
+	if all == nil {
+		all = l.newWork()
+		all.began, all.incomplete = r.Start, full
+	}
 	if r.XID == 0 {
-		ended.Bytes, ended.Records = uint64(r.Length), 1 // COMMIT PREPARED, by a transaction that is none
+		all.bytes, all.records = all.bytes+uint64(r.Length), all.records+1 // COMMIT PREPARED, by a transaction that is none
 	}
-	ended.take(l, xact.XID)
 	for _, xid := range xact.Subxacts {
-		ended.take(l, xid)
+		l.merge(all, xid, full)
 	}
-	if r.XID != xact.XID {
-		ended.take(l, r.XID)
+	if r.XID != 0 && r.XID != xact.XID {
+		l.merge(all, r.XID, full)
 	}
-	return ended
+	l.ended = Ended{Xact: xact, Start: r.Start, End: r.End, Began: all.began, Bytes: all.bytes, Records: all.records, Rows: all.rows, Created: all.created,
+		Truncated: all.truncated, Databases: all.databases, Incomplete: all.incomplete}
+	l.recycle(all) // what it holds is good until it is used again
+	return &l.ended
 }
 
-func (e *Ended) take(l *Ledger, xid uint32) {
+func (l *Ledger) remove(xid uint32) *work {
 	w := l.open[xid]
+	delete(l.open, xid)
+	return w
+}
+
+// merge adds what a subtransaction has done.
+func (l *Ledger) merge(all *work, xid uint32, full bool) {
+	w := l.remove(xid)
 	if w == nil {
-		e.Incomplete = e.Incomplete || len(l.open) >= openXactsMax
+		all.incomplete = all.incomplete || full
 		return
 	}
-	delete(l.open, xid)
-	e.Began = min(e.Began, w.began)
-	e.Bytes += w.bytes
-	e.Records += w.records
-	for relation, counts := range w.rows {
-		sum := e.Rows[relation]
-		sum.Inserted += counts.Inserted
-		sum.Updated += counts.Updated
-		sum.Deleted += counts.Deleted
-		e.Rows[relation] = sum
+	all.began = min(all.began, w.began)
+	all.bytes += w.bytes
+	all.records += w.records
+	for _, rows := range w.rows {
+		if sum := all.counts(rows.Relation); sum != nil {
+			sum.Inserted += rows.Inserted
+			sum.Updated += rows.Updated
+			sum.Deleted += rows.Deleted
+		}
 	}
-	e.Created = append(e.Created, w.created...)
-	e.Truncated = append(e.Truncated, w.truncated...)
-	e.Databases = append(e.Databases, w.databases...)
-	e.Incomplete = e.Incomplete || w.incomplete
+	all.created = append(all.created, w.created...)
+	all.truncated = append(all.truncated, w.truncated...)
+	all.databases = append(all.databases, w.databases...)
+	all.incomplete = all.incomplete || w.incomplete
+	l.recycle(w)
+}
+
+// newWork takes one that was used before. Of lists that their receiver may keep only that of rows is used again.
+func (l *Ledger) newWork() *work {
+	n := len(l.spare)
+	if n == 0 {
+		return &work{}
+	}
+	w := l.spare[n-1]
+	l.spare = l.spare[:n-1]
+	*w = work{rows: w.rows[:0]}
+	return w
+}
+
+func (l *Ledger) recycle(w *work) {
+	if len(l.spare) < spareMax && cap(w.rows) <= 4*fewRows {
+		l.spare = append(l.spare, w)
+	}
 }

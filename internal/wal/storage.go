@@ -57,6 +57,9 @@ func (r *Record) Cuts(visit func(Cut)) error {
 	case RmgrDatabase:
 		r.databaseCuts(&d, visit)
 	case RmgrXact:
+		if r.Info&xactHasInfo == 0 {
+			return nil // no files, as for most
+		}
 		x, isEnd, err := r.Xact()
 		if err != nil || !isEnd {
 			return err

@@ -26,9 +26,9 @@ func (rd *reader) describe(e *wal.Ended) *Transaction {
 	if e.Committed {
 		rd.describeFiles(e, t)
 	}
-	for locator, counts := range e.Rows {
-		name := rd.names.file(locator, e.Start)
-		r := Relation{Name: name.String(), Locator: locator.String(), Kind: name.kind, System: name.system(),
+	for _, counts := range e.Rows {
+		name := rd.names.file(counts.Relation, e.Start)
+		r := Relation{Name: name.String(), Locator: counts.Relation.String(), Kind: name.kind, System: name.system(),
 			Inserted: counts.Inserted, Updated: counts.Updated, Deleted: counts.Deleted}
 		t.Relations = append(t.Relations, r)
 		if e.Committed && !name.hidden() && counts.Deleted >= rd.opt.MassRows {
@@ -106,8 +106,8 @@ func newFiles(rd *reader, e *wal.Ended) *files {
 		f.droppedOID[object] = true
 		f.explained = f.explained || rd.names.object(object, e.Start).table()
 	}
-	for locator, counts := range e.Rows {
-		if name := rd.names.file(locator, e.Start); locator.Number == pgClass || name.schema == systemSchema && name.name == "pg_class" {
+	for _, counts := range e.Rows {
+		if name := rd.names.file(counts.Relation, e.Start); counts.Relation.Number == pgClass || name.schema == systemSchema && name.name == "pg_class" {
 			f.newClasses += counts.Inserted
 		}
 	}
@@ -212,8 +212,8 @@ func (f *files) learn() {
 
 // touches reports whether a transaction has to do with the wanted relation.
 func (rd *reader) touches(e *wal.Ended, t *Transaction) bool {
-	for locator := range e.Rows {
-		if locator.String() == rd.opt.Relation || rd.names.file(locator, e.Start).is(rd.opt.Relation) {
+	for _, counts := range e.Rows {
+		if counts.Relation.String() == rd.opt.Relation || rd.names.file(counts.Relation, e.Start).is(rd.opt.Relation) {
 			return true
 		}
 	}
