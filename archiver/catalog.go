@@ -142,7 +142,8 @@ type catalogSum struct {
 // read asks every database for its relations. Those that cannot be asked are in the error, the others in the catalog.
 func (c *cataloguer) read(ctx context.Context) (repo.Catalog, error) {
 	var catalog repo.Catalog
-	rows, err := c.query(ctx, "", "SELECT oid, datname FROM pg_catalog.pg_database WHERE datallowconn AND datname <> 'template0' ORDER BY oid", &catalog)
+	// CREATE DATABASE waits only 5 s for others to leave its template (CountOtherDBBackends of src/backend/storage/ipc/procarray.c).
+	rows, err := c.query(ctx, "", "SELECT oid, datname FROM pg_catalog.pg_database WHERE datallowconn AND NOT datistemplate ORDER BY oid", &catalog)
 	if err != nil {
 		return repo.Catalog{}, err
 	}

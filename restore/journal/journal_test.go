@@ -126,8 +126,8 @@ func (w *world) until(what string, holds func() bool) {
 	}
 }
 
-// named waits until the newest catalog holds a relation.
-func (w *world) named(relation string) {
+// named waits until the newest catalog holds a relation, and was begun when a database was there already.
+func (w *world) named(relation, database string) {
 	w.t.Helper()
 	w.until(relation+" has a name", func() bool {
 		keys, err := w.repo.Catalogs(w.t.Context(), 1)
@@ -138,14 +138,14 @@ func (w *world) named(relation string) {
 		if err != nil {
 			w.t.Fatal(err)
 		}
+		table, there := false, false
 		for _, db := range c.Databases {
+			there = there || db.Name == database
 			for _, r := range db.Relations {
-				if r.Name == relation {
-					return true
-				}
+				table = table || r.Name == relation
 			}
 		}
-		return false
+		return table && there
 	})
 }
 
@@ -230,13 +230,19 @@ func (w *world) live() *story {
 }
 
 func TestJournalTellsWhatEachTransactionHasDone(t *testing.T) {
-	w := newWorld(t)
+	for _, level := range []string{"replica", "logical"} { // logical writes more, and otherwise
+		t.Run(level, func(t *testing.T) { tellsAll(t, level) })
+	}
+}
+
+func tellsAll(t *testing.T, level string) {
+	w := newWorld(t, "wal_level="+level)
 	stop := w.archive()
 	w.query("create database other")
 	w.query("create table flushed (i int); create table orders (id int primary key, note text); create table lines (i int); create table emptied as select 1 i; create table doomed (i serial primary key, note text)")
 	w.query("create table parts (k int, v int) partition by range (k); create table parts_a partition of parts for values from (0) to (2); create table parts_b partition of parts for values from (2) to (100)")
 	w.query("create table toasted (v text); alter table toasted alter v set storage external")
-	w.named("toasted")
+	w.named("toasted", "other")
 	before := time.Now()
 	w.query("select pg_create_restore_point('here')")
 	s := w.live()
@@ -292,6 +298,11 @@ func (w *world) compare(s *story, all []Event) {
 		w.t.Errorf("order: -done +told\n%s", diff)
 	}
 	if points != 1 || databases != 1 || rewritten != 1 {
+		for _, e := range all[max(0, len(all)-8):] {
+			if e.Transaction != nil {
+				w.t.Logf("xid %d at %s: %s", e.Transaction.XID, e.Transaction.LSN, brief(e.Transaction))
+			}
+		}
 		w.t.Errorf("told of %d restore points, %d dropped databases, %d rewrites by VACUUM FULL; each was one", points, databases, rewritten)
 	}
 }
