@@ -75,7 +75,6 @@ func (rd *reader) describeFiles(e *wal.Ended, t *Transaction) {
 		}
 	}
 	t.Dropped, t.Truncated, t.Rewritten = sorted(found[dropped]), sorted(found[truncated]), sorted(found[rewritten])
-	f.learn()
 }
 
 func sorted(set map[string]bool) []string { return slices.Sorted(maps.Keys(set)) }

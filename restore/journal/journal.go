@@ -203,8 +203,14 @@ func (rd *reader) record(r *wal.Record) error {
 	rd.sure.learn(r)
 	rd.names.major = int(r.Version)
 	ended, err := rd.ledger.Add(r)
-	if err != nil || r.End <= rd.from {
+	if err != nil {
 		return err
+	}
+	if ended != nil && ended.Committed && len(ended.Relations) > 0 {
+		newFiles(rd, ended).learn() // also of those that are not told
+	}
+	if r.End <= rd.from {
+		return nil
 	}
 	if ended != nil {
 		return rd.tell(ended)
