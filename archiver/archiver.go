@@ -33,6 +33,9 @@ type Options struct {
 	RetentionWindow  time.Duration
 	RetentionMinimum int
 
+	CatalogInterval     time.Duration // zero: no names are stored
+	CatalogRelationsMax int
+
 	Repo *repo.Repo
 	Log  *slog.Logger
 }
@@ -44,6 +47,7 @@ type Archiver struct {
 	counts   counters
 	gapEnd   atomic.Uint64 // an LSN: the archive has a gap that ends there; zero: none is known
 	backupMu sync.Mutex    // held while a backup runs: one at a time
+	catalog  catalogSum    // of the last one that was stored; sessions follow one another
 
 	mu      sync.Mutex // guards what follows
 	current *session   // nil while not streaming

@@ -114,6 +114,10 @@ func expireWAL(ctx context.Context, r *repo.Repo, before pg.LSN) (removed int, e
 			n, err = expireClocks(ctx, r, tli, before)
 			removed += n
 		}
+		if err == nil {
+			n, err = expireCatalogs(ctx, r, tli, before)
+			removed += n
+		}
 		if err != nil {
 			return removed, fmt.Errorf("expire WAL of timeline %d: %w", tli, err)
 		}
@@ -148,6 +152,24 @@ func expireInventory(ctx context.Context, r *repo.Repo, inv *repo.Inventory, bef
 			}
 			removed++
 		}
+	}
+	return removed, nil
+}
+
+// expireCatalogs keeps the last catalog before the position: it names what lies behind it until the next.
+func expireCatalogs(ctx context.Context, r *repo.Repo, tli pg.Timeline, before pg.LSN) (removed int, err error) {
+	catalogs, err := r.Catalogs(ctx, tli)
+	if err != nil {
+		return 0, err
+	}
+	for i, catalog := range catalogs {
+		if i+1 == len(catalogs) || catalogs[i+1].LSN > before {
+			break
+		}
+		if err := r.DeleteCatalog(ctx, catalog); err != nil {
+			return removed, err
+		}
+		removed++
 	}
 	return removed, nil
 }

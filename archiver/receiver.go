@@ -23,6 +23,7 @@ type receiver struct {
 	decoder  *wal.Decoder
 	index    repo.IndexBuilder
 	queue    *queue
+	names    *cataloguer
 	clock    repo.Clock // the latest reading of the server's that speaks of WAL that we have
 
 	askedFor      pg.LSN      // how far we had received when the server asked for a reply that it has not got yet
@@ -42,7 +43,8 @@ const patienceMin = time.Second
 // newReceiver prepares to go on at a position: what the repository holds of the open segment is read back, so that the record that goes
 // on can be checked and the segment's index is complete. An index that a killed archiver could not write any more is made up for.
 func (s *session) newReceiver(ctx context.Context, at position) (*receiver, error) {
-	r := &receiver{session: s, timeline: at.Timeline, size: s.size, at: at.LSN, resume: at.LSN, open: &stretch{}}
+	r := &receiver{session: s, timeline: at.Timeline, size: s.size, at: at.LSN, resume: at.LSN, open: &stretch{}, names: newCataloguer(s)}
+	r.index.OnEnd = r.names.noteDDL
 	r.queue = newQueue(queueOptions{Start: at.LSN, SegmentSize: s.size, FlushInterval: s.opt.FlushInterval,
 		PartSizeMax: s.opt.PartSizeMax, SizeMax: s.opt.BufferMax, Patience: max(s.opt.ShutdownGrace, patienceMin)})
 	inv, err := s.opt.Repo.Inventory(ctx, at.Timeline, s.size, 0)

@@ -180,7 +180,7 @@ func (s *session) run(ctx context.Context, stream *replication.Stream, recv *rec
 	defer stopInterrupt()
 
 	up := &uploader{repo: s.opt.Repo, log: s.log, size: s.size, timeline: recv.timeline, counts: &s.archiver.counts,
-		slots: make(chan struct{}, s.opt.PutsInFlight), open: recv.open, stored: func(from, to pg.LSN) {
+		slots: make(chan struct{}, max(1, s.opt.PutsInFlight)), open: recv.open, stored: func(from, to pg.LSN) {
 			q.setStored(from, to)
 			s.report(stream, q, false)
 		}}
@@ -194,6 +194,7 @@ func (s *session) run(ctx context.Context, stream *replication.Stream, recv *rec
 	})
 	beating, stopBeating := context.WithCancel(storing)
 	tasks.Go(func() { s.heartbeat(beating, stream, q) })
+	tasks.Go(func() { recv.names.run(beating, recv.timeline) })
 
 	end, err := recv.run(storing, stream)
 	stopBeating()

@@ -13,6 +13,7 @@ type counters struct {
 	backupsDone, backupsFailed                                              atomic.Uint64
 	putSeconds                                                              atomic.Int64 // nanoseconds of the last put
 	storeDown                                                               atomic.Bool
+	catalogs, catalogFailures                                               atomic.Uint64
 }
 
 // backupFacts are what is known of base backups.
@@ -48,6 +49,9 @@ type Stats struct {
 	Slot          Slot
 	CommitsWait   bool // commits wait until the store has their WAL
 	CommitsStuck  bool // some wait for more than an archive does: synchronous_commit = remote_apply
+	Catalogs      uint64
+	// CatalogFailures counts the times that not all names of relations could be stored.
+	CatalogFailures uint64
 }
 
 // Stats returns a snapshot.
@@ -58,7 +62,8 @@ func (a *Archiver) Stats() Stats {
 	st := Stats{StoreDown: c.storeDown.Load(), LastPut: time.Duration(c.putSeconds.Load()), Parts: c.parts.Load(), Segments: c.segments.Load(),
 		StoreFailures: c.storeFailures.Load(), Interruptions: c.interruptions.Load(), Corrupt: c.corrupt.Load(), Gaps: c.gaps.Load(),
 		Backups: a.backups.count, LastBackup: a.backups.last, LastBackupID: a.backups.lastID,
-		BackupsDone: c.backupsDone.Load(), BackupsFailed: c.backupsFailed.Load(), LastError: a.lastErr}
+		BackupsDone: c.backupsDone.Load(), BackupsFailed: c.backupsFailed.Load(), LastError: a.lastErr,
+		Catalogs: c.catalogs.Load(), CatalogFailures: c.catalogFailures.Load()}
 	now := a.last
 	if a.current != nil {
 		now = a.current.snapshot()

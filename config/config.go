@@ -90,17 +90,19 @@ type Auth struct {
 
 // Archive configures the way from Postgres to the store.
 type Archive struct {
-	Store         string   `yaml:"store"`
-	Slot          string   `yaml:"slot"`
-	FlushInterval Duration `yaml:"flush_interval"`
-	PartSizeMax   ByteSize `yaml:"part_size_max"`
-	PutsInFlight  int      `yaml:"puts_in_flight"`
-	BufferMax     ByteSize `yaml:"buffer_max"`
-	Compression   string   `yaml:"compression"`
-	StoreTimeout  Duration `yaml:"store_timeout"`
-	StoreRetries  int      `yaml:"store_retries"`
-	ShutdownGrace Duration `yaml:"shutdown_grace"`
-	PushSocket    string   `yaml:"push_socket"`
+	Store               string   `yaml:"store"`
+	Slot                string   `yaml:"slot"`
+	FlushInterval       Duration `yaml:"flush_interval"`
+	PartSizeMax         ByteSize `yaml:"part_size_max"`
+	PutsInFlight        int      `yaml:"puts_in_flight"`
+	BufferMax           ByteSize `yaml:"buffer_max"`
+	Compression         string   `yaml:"compression"`
+	StoreTimeout        Duration `yaml:"store_timeout"`
+	StoreRetries        int      `yaml:"store_retries"`
+	ShutdownGrace       Duration `yaml:"shutdown_grace"`
+	CatalogInterval     Duration `yaml:"catalog_interval"`
+	CatalogRelationsMax int      `yaml:"catalog_relations_max"`
+	PushSocket          string   `yaml:"push_socket"`
 
 	Encryption Encryption `yaml:"encryption"`
 }

@@ -78,6 +78,8 @@ var settings = []Setting{
 	{Key: "archive.encryption.recipients", Doc: "age recipients (`age1…`) for whom everything that is written is encrypted; any one of their identities opens it. Empty: nothing is encrypted."},
 	{Key: "archive.encryption.identity_file", Doc: "File of age identities, as age-keygen or `pitr encryption keygen` writes it, for what reads: restore, wal fetch, verify --level checksum. The archiver, backups and wal push never open it, and need not have it."},
 	{Key: "archive.encryption.fingerprint_key", Doc: "A secret text that keys the fingerprints by which writers recognise content that they cannot read; may refer to `${VARIABLES}`. The same for all who write to a repository. Empty: the recipients serve as the key, and whoever has both them and the bucket can test a guess at the whole content of an object."},
+	{Key: "archive.catalog_interval", Default: "5m", Range: "0..1d", Doc: "How often the names of all relations are looked at, and stored if they have changed, so that `pitr log` can name tables, dropped ones too. It is also done some seconds after DDL. The archiver's user must be able to connect to every database. Zero: never."},
+	{Key: "archive.catalog_relations_max", Default: "200000", Range: "1..1000000", Doc: "Tables, indexes and sequences of the whole cluster whose names are stored; databases that go beyond it are left out, with a warning."},
 
 	{Key: "backup.schedule", Default: "0 2 * * *", Doc: "Cron expression (five fields, local time) of the base backups; empty: none by itself."},
 	{Key: "backup.buffer_max", Default: "256MiB", Range: "16MiB..64GiB", Doc: "Memory for extents and packs in flight during a backup or a restore."},

@@ -56,17 +56,24 @@ func ParseTarget(text string, zone *time.Location) (Target, error) {
 		target.Kind, target.Name = AtPoint, name
 		return target, nil
 	}
-	at, err := parseTime(text, zone)
+	at, err := ParseTime(text, zone)
+	if errors.Is(err, ErrNoTime) {
+		err = fmt.Errorf("%q is no target: write a time such as \"2026-11-20 14:03:21+01:00\", lsn:0/3000148, name:restore_point, or latest", text)
+	}
 	target.Kind, target.Time = AtTime, at
 	return target, err
 }
 
 var timeForm = regexp.MustCompile(`^(\d{4}-\d\d-\d\d)[ T](\d\d:\d\d(?::\d\d(?:\.\d{1,6})?)?) ?(Z|UTC|[+-]\d\d(?::?\d\d)?)?$`)
 
-func parseTime(text string, zone *time.Location) (time.Time, error) {
+// ErrNoTime says that a text has not the form of a time.
+var ErrNoTime = errors.New("not a time")
+
+// ParseTime reads an instant by the rules of ParseTarget.
+func ParseTime(text string, zone *time.Location) (time.Time, error) {
 	m := timeForm.FindStringSubmatch(strings.TrimSpace(text))
 	if m == nil {
-		return time.Time{}, fmt.Errorf("%q is no target: write a time such as \"2026-11-20 14:03:21+01:00\", lsn:0/3000148, name:restore_point, or latest", text)
+		return time.Time{}, fmt.Errorf("%q is %w: write it as \"2026-11-20 14:03:21+01:00\"", text, ErrNoTime)
 	}
 	layout := "2006-01-02 15:04"
 	if strings.Count(m[2], ":") == 2 {

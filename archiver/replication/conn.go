@@ -24,6 +24,7 @@ type Conn struct {
 // ConnectOptions says where the server is and how the connection is named in pg_stat_replication.
 type ConnectOptions struct {
 	DSN             string
+	Database        string // empty: that of the DSN
 	ApplicationName string
 	Replication     bool // a physical walsender; otherwise an ordinary connection for queries
 	Only            Host // of several hosts this one, whatever it is; zero: the primary
@@ -93,6 +94,9 @@ func Connect(ctx context.Context, opt ConnectOptions) (*Conn, error) {
 		only(cfg, opt.Only)
 	case len(hostsOf(cfg)) > 1 && cfg.ValidateConnect == nil:
 		cfg.ValidateConnect = primary
+	}
+	if opt.Database != "" {
+		cfg.Database = opt.Database
 	}
 	if opt.Replication {
 		cfg.RuntimeParams["replication"] = "true"

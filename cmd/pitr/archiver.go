@@ -38,6 +38,7 @@ func runArchiver(ctx context.Context, app *app) error {
 		PartSizeMax: int(cfg.Archive.PartSizeMax), BufferMax: int(cfg.Archive.BufferMax), PutsInFlight: cfg.Archive.PutsInFlight, ShutdownGrace: cfg.Archive.ShutdownGrace.D(),
 		BackupSchedule: cfg.Backup.Schedule, BackupBufferMax: int64(cfg.Backup.BufferMax), BackupWALWait: cfg.Backup.WALWait.D(),
 		RetentionWindow: cfg.Backup.Retention.Window.D(), RetentionMinimum: cfg.Backup.Retention.Minimum, Repo: r, Log: log,
+		CatalogInterval: cfg.Archive.CatalogInterval.D(), CatalogRelationsMax: cfg.Archive.CatalogRelationsMax,
 	})
 	if err != nil {
 		return &usageError{err}
@@ -154,6 +155,8 @@ func archiverMetrics(st archiver.Stats, c *store.Counts, now time.Time) []monito
 		gauge("pitr_slot_seconds_left", "The same in seconds at the present rate; -1: no limit, or nothing is written.", slotLeft(st.Slot)),
 		gauge("pitr_slot_risk", "How near the loss of WAL is: 0 none, 1 warning, 2 critical, 3 lost.", float64(st.Slot.Risk)),
 		counter("pitr_archive_buffer_max_hits_total", "Times that archive.buffer_max made reading from Postgres wait.", st.BufferFull),
+		counter("pitr_catalogs_total", "Times that changed names of relations were stored.", st.Catalogs),
+		counter("pitr_catalog_failures_total", "Times that not all names of relations could be stored; pitr log may lack some.", st.CatalogFailures),
 		gauge("pitr_backups", "Base backups in the repository.", float64(st.Backups)),
 		gauge("pitr_last_backup_timestamp_seconds", "When the newest base backup ended; 0 when there is none.", lastBackup),
 		counter("pitr_backups_total", "Base backups that this process has taken.", st.BackupsDone),

@@ -19,6 +19,7 @@ import (
 	"pitr/config"
 	"pitr/internal/repo"
 	"pitr/restore"
+	"pitr/restore/journal"
 )
 
 // version is set by the linker.
@@ -127,6 +128,7 @@ var hints = []struct {
 	{repo.ErrIncomparable, "all who write to a repository need the same archive.encryption.fingerprint_key"},
 	{repo.ErrDamaged, "`pitr verify --level checksum` lists every damaged object; an older backup may be whole"},
 	{restore.ErrNoZone, "a time without a zone is a guess, and a restore must not be one"},
+	{journal.ErrNoRelation, "names come from the catalogs that the archiver stores; `pitr log` without --rel shows what it knows"},
 	{restore.ErrNotEmpty, "pitr never writes into a directory that holds something"},
 	{restore.ErrInUse, "`pg_ctl stop -D DIR` stops it"},
 }
@@ -158,7 +160,7 @@ func newRoot() *cobra.Command {
 	}
 	root.PersistentFlags().StringVarP(&app.configPath, "config", "c", "", "configuration `FILE` (else $PITR_CONFIG, ./pitr.yaml, /etc/pitr/pitr.yaml)")
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return &usageError{err} })
-	root.AddCommand(poolerCommand(app), archiverCommand(app), backupCommand(app), backupsCommand(app), restoreCommand(app), verifyCommand(app),
+	root.AddCommand(poolerCommand(app), archiverCommand(app), backupCommand(app), backupsCommand(app), restoreCommand(app), logCommand(app), verifyCommand(app),
 		walCommand(app), encryptionCommand(app), configCommand(app), runCommand(app), demoCommand(), versionCommand())
 	wrapArgErrors(root)
 	return root

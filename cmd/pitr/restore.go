@@ -127,18 +127,27 @@ func (f restoreFlags) check() error {
 }
 
 func parseTarget(text string, cfg *config.Config) (restore.Target, error) {
-	var zone *time.Location
-	if cfg.Restore.TimeZone != "" {
-		var err error
-		if zone, err = time.LoadLocation(cfg.Restore.TimeZone); err != nil {
-			return restore.Target{}, &usageError{err}
-		}
+	zone, err := timeZone(cfg)
+	if err != nil {
+		return restore.Target{}, err
 	}
 	target, err := restore.ParseTarget(text, zone)
 	if err != nil {
 		return target, &usageError{fmt.Errorf("restore --to: %w", err)}
 	}
 	return target, nil
+}
+
+// timeZone is that of times that are written without one; nil: they are refused.
+func timeZone(cfg *config.Config) (*time.Location, error) {
+	if cfg.Restore.TimeZone == "" {
+		return nil, nil
+	}
+	zone, err := time.LoadLocation(cfg.Restore.TimeZone)
+	if err != nil {
+		return nil, &usageError{err}
+	}
+	return zone, nil
 }
 
 func printPlan(w io.Writer, plan *restore.Plan, into string) {

@@ -50,7 +50,7 @@ func newScriptWorld(ctx context.Context, t *testing.T) *scriptWorld {
 	segment := func() string { return h.psql(ctx, "select pg_walfile_name(pg_current_wal_insert_lsn())") }
 	h.start(ctx, "archiver")
 	clock("EARLY")
-	h.psql(ctx, "create table t (i int); insert into t values (1)")
+	h.psql(ctx, "create table t (i int); create table doomed (i int); insert into t values (1)")
 	h.mustPitr(ctx, "backup")
 	h.psql(ctx, "insert into t values (2)")
 	clock("INSTANT")
@@ -63,6 +63,11 @@ func newScriptWorld(ctx context.Context, t *testing.T) *scriptWorld {
 	h.psql(ctx, "insert into t values (20)")
 	clock("AFTERGAP")
 	h.psql(ctx, "insert into t values (21)")
+	h.eventually(ctx, "the archive knows the table's name", func() bool {
+		_, err := h.pitr(ctx, "log", "--rel", "public.doomed")
+		return err == nil
+	})
+	h.psql(ctx, "drop table doomed")
 	h.archived(ctx)
 	if err := h.stop("archiver"); err != nil {
 		t.Fatalf("the archiver did not stop in order: %v\n%s", err, h.logs())

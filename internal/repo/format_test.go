@@ -22,6 +22,7 @@ import (
 	"github.com/klauspost/compress/zstd"
 
 	"pitr/internal/store/file"
+	"pitr/internal/wal"
 )
 
 // stranger reads a repository with nothing but docs/FORMAT.md, the standard library, a zstd decoder and an age decryptor. It uses no name
@@ -249,7 +250,14 @@ func strangerReads(t *testing.T, identity string, encryption Encryption) {
 	putPart(t, r, 0x1B, two+80, two+300)
 	putPart(t, r, 0x1B, two+100, two+200)
 	putPart(t, r, 0x1B, two+301, two+400) // behind a hole
-	try(r.PutIndex(t.Context(), mib, segmentTwo, Index{Segment: "x", LastRecord: 0x16_B374_D848, Marks: []Mark{{two, 3, clockZero, clockZero}}}))
+	cut := uint32(0)
+	try(r.PutIndex(t.Context(), mib, segmentTwo, Index{Segment: "x", LastRecord: 0x16_B374_D848, Marks: []Mark{{two, 3, clockZero, clockZero}},
+		Detail: 1, XIDs: &XIDs{3, 9}, Removals: []Removal{{At: two, XID: 9, Time: clockZero, Files: []string{"1663/5/16384"}, Dropped: []wal.Object{{Database: 5, OID: 16384}},
+			Relcache: []wal.Object{{Database: 5, OID: 16384}}, Created: 1}},
+		Parameters: []Parameters{{two, wal.Parameters{MaxConnections: 100, MaxWorkerProcesses: 8, MaxWALSenders: 10, MaxLocksPerTransaction: 64, WALLevel: "replica"}}},
+		Extents:    []ChangedFork{{Relation: "1663/5/16384", Fork: "vm", Cut: &cut, Extents: "0-3,7"}}, Limits: []string{"removals"}}))
+	try(r.PutCatalog(t.Context(), 0x1B, Catalog{two, clockZero, []CatalogDatabase{{OID: 5, Name: "postgres", Relations: []CatalogRelation{
+		{OID: 16384, Tablespace: 1663, File: 16390, Kind: "r", Schema: "public", Name: "orders"}, {OID: 16391, Tablespace: 1663, Kind: "p", Schema: "public", Name: "parts"}}}}}))
 	try(r.PutClock(t.Context(), 0x1B, Clock{two + 400, clockZero}))
 	_, _, contents := someBackup(t, r, "20261120T140321Z", clockZero)
 
@@ -290,7 +298,12 @@ func (s *stranger) checkIndexAndClock(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := `{"segment":"x","last_record":"16/B374D848","unfinished":"0/0","marks":[{"at":"0/200000","count":3,` +
-		`"min":"2026-09-21T14:13:20.123456Z","max":"2026-09-21T14:13:20.123456Z"}],"restore_points":null,"clocks":null}`
+		`"min":"2026-09-21T14:13:20.123456Z","max":"2026-09-21T14:13:20.123456Z"}],"restore_points":null,"clocks":null,` +
+		`"detail":1,"xids":{"first":3,"last":9},"removals":[{"at":"0/200000","xid":9,"time":"2026-09-21T14:13:20.123456Z","files":["1663/5/16384"],` +
+		`"dropped":[{"database":5,"oid":16384}],"relcache":[{"database":5,"oid":16384}],"created":1}],` +
+		`"parameters":[{"at":"0/200000","max_connections":100,"max_worker_processes":8,"max_wal_senders":10,"max_prepared_transactions":0,` +
+		`"max_locks_per_transaction":64,"wal_level":"replica","wal_log_hints":false,"track_commit_timestamp":false}],` +
+		`"extents":[{"relation":"1663/5/16384","fork":"vm","cut":0,"extents":"0-3,7"}],"limits":["removals"]}`
 	if string(content) != want {
 		t.Errorf("the index is %s", content)
 	}
@@ -298,12 +311,18 @@ func (s *stranger) checkIndexAndClock(t *testing.T) {
 	if info, err := os.Stat(filepath.Join(s.root, clock)); err != nil || info.Size() != 0 {
 		t.Errorf("the idle clock: %v, %v", info, err)
 	}
+	content, at, err := s.object(fmt.Sprintf("catalogs/0000001B/0000000000200000-%016X", clockZero.UnixMicro()), 7)
+	want = `{"lsn":"0/200000","time":"2026-09-21T14:13:20.123456Z","databases":[{"oid":5,"name":"postgres","relations":[` +
+		`{"oid":16384,"ts":1663,"file":16390,"kind":"r","schema":"public","name":"orders"},{"oid":16391,"ts":1663,"kind":"p","schema":"public","name":"parts"}]}]}`
+	if err != nil || string(content) != want || at != clockZero.UnixMicro() {
+		t.Errorf("the catalog is %s, %v", content, err)
+	}
 }
 
 // checkKeys looks for objects at places that the document does not name.
 func (s *stranger) checkKeys(t *testing.T) {
 	t.Helper()
-	known := []string{"backups", "clocks", "cluster.json", "index", "packs", "timelines", "wal"}
+	known := []string{"backups", "catalogs", "clocks", "cluster.json", "index", "packs", "timelines", "wal"}
 	if s.identity != "" {
 		known = append(known, "keys")
 	}

@@ -21,6 +21,48 @@ type Index struct {
 	RestorePoints []RestorePoint `json:"restore_points"` // in WAL order
 	Clocks        []Clock        `json:"clocks"`         // the server's clock at positions, in WAL order
 	Incomplete    bool           `json:"-"`              // it lacks the record that goes on into the segment: it must not be stored
+
+	// Detail is indexDetail; zero in an index of an older program, which has none of what follows.
+	Detail     int           `json:"detail,omitempty"`
+	XIDs       *XIDs         `json:"xids,omitempty"`       // of all records; nil: none has one
+	Removals   []Removal     `json:"removals,omitempty"`   // in WAL order
+	Parameters []Parameters  `json:"parameters,omitempty"` // in WAL order
+	Extents    []ChangedFork `json:"extents,omitempty"`    // by relation and fork
+	// Limits names the lists that are not whole because they would be too long: removals, extents.
+	Limits []string `json:"limits,omitempty"`
+}
+
+// indexDetail is the present value of Index.Detail.
+const indexDetail = 1
+
+// XIDs bounds the transaction ids in the records of a segment, in the order in which they are given out, which wraps around.
+type XIDs struct {
+	First uint32 `json:"first"`
+	Last  uint32 `json:"last"`
+}
+
+// Holds reports whether a transaction id lies between the bounds.
+func (x *XIDs) Holds(xid uint32) bool {
+	return x != nil && int32(xid-x.First) >= 0 && int32(x.Last-xid) >= 0
+}
+
+// Removal is a commit that removes files: of relations that it drops, or that got a new file by TRUNCATE or a rewrite.
+type Removal struct {
+	At        pg.LSN       `json:"at"`
+	XID       uint32       `json:"xid"`
+	Time      time.Time    `json:"time"`
+	Files     []string     `json:"files,omitempty"`     // tablespace/database/file
+	Dropped   []wal.Object `json:"dropped,omitempty"`   // relations that are gone, as the commit says since 15
+	Truncated []wal.Object `json:"truncated,omitempty"` // by TRUNCATE, as the WAL says under wal_level = logical
+	Relcache  []wal.Object `json:"relcache,omitempty"`  // relations that have changed, those that are gone among them
+	Databases []uint32     `json:"databases,omitempty"` // dropped
+	Created   int          `json:"created,omitempty"`   // files that the transaction has made
+}
+
+// Parameters is a change of settings that a restore depends on.
+type Parameters struct {
+	At pg.LSN `json:"at"`
+	wal.Parameters
 }
 
 // Commits is the number of commits and aborts in the segment.
@@ -58,36 +100,91 @@ const (
 	markStretch = 128 << 10
 	// clockStretch is the least distance in time between two clocks of an index.
 	clockStretch = 10 * time.Second
-	// indexSizeMax bounds an index: a 1 GiB segment has 8,192 marks of some 150 bytes.
+	// indexSizeMax bounds an index: a 1 GiB segment has 8,192 marks of some 150 bytes; extents and removals are bounded by what follows.
 	indexSizeMax = 16 << 20
+	// removedMax bounds the files and objects in all removals of an index.
+	removedMax = 20_000
 )
 
 // IndexBuilder collects an Index from the records of a segment, in order.
 type IndexBuilder struct {
-	index Index
+	OnEnd func(*wal.Ended) // told of each transaction that ends; may be nil
+
+	index   Index
+	ledger  wal.Ledger // of transactions that may have begun in earlier segments
+	extents extents
+	removed int // files and objects in the removals
 }
 
 // Add notes a record that ends in the segment.
 func (b *IndexBuilder) Add(r *wal.Record) error {
 	b.index.LastRecord = r.Start
-	if r.Rmgr != wal.RmgrXact && r.Rmgr != wal.RmgrXLOG {
-		return nil
-	}
 	if err := r.Decode(); err != nil {
 		return err
 	}
-	xact, isXact, err := r.Xact()
+	b.addXID(r.XID)
+	if err := b.extents.add(r); err != nil {
+		return err
+	}
+	ended, err := b.ledger.Add(r)
 	if err != nil {
 		return err
 	}
-	if isXact {
-		b.addXact(r.Start, xact.Time)
+	if ended != nil {
+		b.addXact(ended.Start, ended.Time)
+		b.addXID(ended.XID)
+		b.addRemoval(ended)
+		if b.OnEnd != nil {
+			b.OnEnd(ended)
+		}
 	}
+	if r.Rmgr == wal.RmgrXLOG {
+		return b.addXLOG(r)
+	}
+	return nil
+}
+
+func (b *IndexBuilder) addXLOG(r *wal.Record) error {
 	point, isPoint, err := r.RestorePoint()
+	if err != nil {
+		return err
+	}
 	if isPoint {
 		b.index.RestorePoints = append(b.index.RestorePoints, RestorePoint{r.Start, point.Name, point.Time})
 	}
+	parameters, isChange, err := r.Parameters()
+	if isChange {
+		b.index.Parameters = append(b.index.Parameters, Parameters{r.Start, parameters})
+	}
 	return err
+}
+
+func (b *IndexBuilder) addXID(xid uint32) {
+	switch x := b.index.XIDs; {
+	case xid == 0:
+	case x == nil:
+		b.index.XIDs = &XIDs{xid, xid}
+	case int32(xid-x.First) < 0:
+		x.First = xid
+	case int32(xid-x.Last) > 0:
+		x.Last = xid
+	}
+}
+
+// addRemoval notes a commit that removes something. Beyond the limit only that it does.
+func (b *IndexBuilder) addRemoval(e *wal.Ended) {
+	if !e.Committed || len(e.Relations)+len(e.Dropped)+len(e.Truncated)+len(e.Databases) == 0 {
+		return
+	}
+	b.removed += 1 + len(e.Relations) + len(e.Dropped) + len(e.Truncated) + len(e.Relcache) + len(e.Databases)
+	if b.removed > removedMax {
+		return
+	}
+	removal := Removal{At: e.Start, XID: e.XID, Time: e.Time, Dropped: e.Dropped, Truncated: e.Truncated, Relcache: e.Relcache, Databases: e.Databases, Created: len(e.Created)}
+	for _, locator := range e.Relations {
+		removal.Files = append(removal.Files, locator.String())
+	}
+	b.index.Removals = append(b.index.Removals, removal)
 }
 
 func (b *IndexBuilder) addXact(at pg.LSN, ended time.Time) {
@@ -117,8 +214,15 @@ func (b *IndexBuilder) Clock(c Clock) {
 // Finish returns the index of the segment and begins the next one. unfinished is the start of the record that goes on behind it.
 func (b *IndexBuilder) Finish(segment pg.Segment, size pg.SegmentSize, unfinished pg.LSN) Index {
 	index := b.index
-	index.Segment, index.Unfinished = segment.Name(size), unfinished
-	b.index = Index{}
+	index.Segment, index.Unfinished, index.Detail = segment.Name(size), unfinished, indexDetail
+	index.Extents = b.extents.finish()
+	if b.removed > removedMax {
+		index.Limits = append(index.Limits, "removals")
+	}
+	if b.extents.all {
+		index.Limits = append(index.Limits, "extents")
+	}
+	b.index, b.extents, b.removed = Index{}, extents{}, 0
 	return index
 }
 

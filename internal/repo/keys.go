@@ -14,6 +14,7 @@ const (
 	walDir        = "wal/"
 	indexDir      = "index/"
 	clocksDir     = "clocks/"
+	catalogsDir   = "catalogs/"
 	packsDir      = "packs/"
 	backupsDir    = "backups/"
 	keysDir       = "keys/"
@@ -45,6 +46,10 @@ func partKey(p Part, size pg.SegmentSize) string {
 
 func clockKey(tli pg.Timeline, c Clock) string {
 	return fmt.Sprintf("%s%s/%s-%016X", clocksDir, tli.Hex(), c.LSN.Hex(), uint64(c.Time.UnixMicro()))
+}
+
+func catalogKey(key CatalogKey) string {
+	return fmt.Sprintf("%s%s/%s-%016X", catalogsDir, key.Timeline.Hex(), key.LSN.Hex(), uint64(key.Time.UnixMicro()))
 }
 
 func packKey(backup string, number int) string {

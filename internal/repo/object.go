@@ -21,10 +21,11 @@ const (
 	KindIndex
 	KindPack
 	KindManifest
+	KindCatalog
 )
 
 func (k Kind) String() string {
-	names := [...]string{"none", "history", "segment", "part", "index", "pack", "manifest"}
+	names := [...]string{"none", "history", "segment", "part", "index", "pack", "manifest", "catalog"}
 	if int(k) < len(names) {
 		return names[k]
 	}

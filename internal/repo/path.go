@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"maps"
 	"slices"
 
 	"pitr/internal/pg"
@@ -101,6 +102,29 @@ func (p *Path) Frontier(from pg.LSN) pg.LSN {
 		}
 		from = end
 	}
+}
+
+// Runs are the stretches of WAL of the path that are there without a gap, in order.
+func (p *Path) Runs() []Run {
+	starts := map[pg.LSN]bool{}
+	for tli, inv := range p.inventories {
+		_, left := p.bounds(tli)
+		for _, run := range inv.Runs() {
+			if run.Start < left {
+				starts[run.Start] = true
+			}
+		}
+	}
+	var runs []Run
+	for _, start := range slices.Sorted(maps.Keys(starts)) {
+		if n := len(runs); n > 0 && start < runs[n-1].End {
+			continue
+		}
+		if end := p.Frontier(start); end > start {
+			runs = append(runs, Run{start, end})
+		}
+	}
+	return runs
 }
 
 // Last is the position behind everything that is there of the path, gaps or not.

@@ -187,13 +187,3 @@ func (d *recordReader) i64() int64 {
 	}
 	return 0
 }
-
-// array passes over a counted array of fixed-size items: a 32-bit count and the items.
-func (d *recordReader) array(itemSize int) {
-	count := d.u32()
-	if uint64(count)*uint64(itemSize) > uint64(len(d.rest)) {
-		d.rest, d.short = nil, true
-		return
-	}
-	d.bytes(int(count) * itemSize)
-}

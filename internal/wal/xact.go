@@ -27,6 +27,11 @@ const (
 
 	invalidationSize = 16 // sizeof(SharedInvalidationMessage)
 	relationSize     = 12 // sizeof(RelFileLocator)
+
+	// invalidatesRelcache is SHAREDINVALRELCACHE_ID of src/include/storage/sinval.h.
+	invalidatesRelcache = -2
+	// statsOfRelation is PGSTAT_KIND_RELATION of src/include/utils/pgstat_kind.h; src/include/pgstat.h in 15 to 17.
+	statsOfRelation = 2
 )
 
 // Xact is the end of a transaction as a commit or abort record tells it.
@@ -36,6 +41,11 @@ type Xact struct {
 	Committed bool
 	Prepared  bool
 	Database  uint32 // zero where the record does not name it
+
+	Subxacts  []uint32   // its subtransactions, those that had an id of their own
+	Relations []Relation // whose files are removed: dropped, or left behind by TRUNCATE or a rewrite
+	Dropped   []Object   // dropped for good: relations whose statistics end with it, 15 and later
+	Relcache  []Object   // relations of which other sessions must forget what they know, commits only
 }
 
 // Xact reads a commit or abort record; ok is false for any other. The record must have been decoded.
@@ -68,23 +78,52 @@ func (r *Record) xactDetails(d *recordReader, x *Xact) {
 		d.u32() // tablespace
 	}
 	if info&xinfoHasSubxacts != 0 {
-		d.array(4)
+		x.Subxacts = make([]uint32, d.count(4))
+		for i := range x.Subxacts {
+			x.Subxacts[i] = d.u32()
+		}
 	}
 	if info&xinfoHasRelations != 0 {
-		d.array(relationSize)
+		x.Relations = make([]Relation, d.count(relationSize))
+		for i := range x.Relations {
+			x.Relations[i] = d.relation()
+		}
 	}
 	if info&xinfoHasDroppedStats != 0 {
-		// xl_xact_stats_item has grown by 4 bytes when 18 made object ids 64 bits wide.
-		size := 12
-		if r.Version >= 18 {
-			size = 16
-		}
-		d.array(size)
+		r.droppedStats(d, x)
 	}
 	if x.Committed && info&xinfoHasInvals != 0 {
-		d.array(invalidationSize)
+		invalidations(d, x)
 	}
 	if info&xinfoHasTwoPhase != 0 {
 		x.XID = d.u32()
+	}
+}
+
+// droppedStats reads xl_xact_stats_items. An item has grown by 4 bytes when 18 made object ids 64 bits wide.
+func (r *Record) droppedStats(d *recordReader, x *Xact) {
+	size := 12
+	if r.Version >= 18 {
+		size = 16
+	}
+	for range d.count(size) {
+		item := recordReader{rest: d.bytes(size)}
+		if kind, object := item.u32(), (Object{item.u32(), item.u32()}); kind == statsOfRelation && x.Committed {
+			x.Dropped = append(x.Dropped, object)
+		}
+	}
+}
+
+// invalidations reads SharedInvalidationMessages. Of those for relations each is kept once, in order.
+func invalidations(d *recordReader, x *Xact) {
+	seen := map[Object]bool{}
+	for range d.count(invalidationSize) {
+		message := recordReader{rest: d.bytes(invalidationSize)}
+		id := int8(message.u32()) // and padding
+		object := Object{message.u32(), message.u32()}
+		if id == invalidatesRelcache && object.OID != 0 && !seen[object] {
+			seen[object] = true
+			x.Relcache = append(x.Relcache, object)
+		}
 	}
 }
