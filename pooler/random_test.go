@@ -40,7 +40,7 @@ func TestRandomScriptsGetTheAnswersOfPostgres(t *testing.T) {
 
 // randomExceptions hold for scripts that nobody has looked at.
 var randomExceptions = []protocoltest.Exception{
-	{Kind: "texts", Modes: []string{"shared"}, Reason: "names of statements in messages are the server's"},
+	{Kind: "texts", Modes: []string{"shared"}, Reason: "names of statements in what is said of Bind are the server's"},
 	{Kind: "codes", Modes: []string{"shared"}, Reason: "decision 2: what is said of Parse in a transaction that has failed"},
 }
 

@@ -348,6 +348,9 @@ func messages(in []byte) string {
 		text := strings.Trim(strings.ReplaceAll(string(body), "\x00", " "), " ")
 		if in[0] == 'E' && len(body) > 0 && body[0] == 'S' {
 			text = pgwire.ErrorField(body, 'C')
+			if told := pgwire.ErrorField(body, 'M'); strings.Contains(told, `"`) {
+				text += " " + told // a name, which is not the same for all
+			}
 		}
 		out = append(out, strings.TrimRight(fmt.Sprintf("%c %s", in[0], text), " "))
 		in = in[n:]

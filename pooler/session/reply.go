@@ -1,6 +1,7 @@
 package session
 
 import (
+	"bytes"
 	"encoding/binary"
 	"fmt"
 
@@ -46,6 +47,10 @@ func (s *Session) FromServer(in []byte, out *Output) (n int, failure *pgwire.Fai
 		}
 		body := in[n+pgwire.HeaderLen : min(len(in), n+pgwire.HeaderLen+h.Body)]
 		changed := h.Type == pgwire.ErrorResponse && gather && s.columnsChanged(body)
+		var renamed []byte
+		if h.Type == pgwire.ErrorResponse && gather && !changed {
+			renamed = s.renamed(body)
+		}
 		held := s.holdsParse(h.Type)
 		pass, failure := s.reply(h, body, gather)
 		if held && pass && failure == nil {
@@ -54,6 +59,10 @@ func (s *Session) FromServer(in []byte, out *Output) (n int, failure *pgwire.Fai
 		if changed && pass && failure == nil {
 			pass = false
 			out.buf = pgwire.AppendError(out.open(), errColumnsChanged)
+		}
+		if pass && renamed != nil && failure == nil {
+			pass = false
+			out.buf = append(pgwire.AppendHeader(out.open(), pgwire.ErrorResponse, len(renamed)), renamed...)
 		}
 		if failure != nil {
 			s.doubt = true
@@ -85,6 +94,19 @@ func (s *Session) rows(in []byte) (n int) {
 		n += 1 + int(length)
 	}
 	return n
+}
+
+// renamed is an error that names the statement of a Parse as the client does, and not as the server; nil when it does not name it.
+func (s *Session) renamed(body []byte) []byte {
+	front := s.replies.front()
+	if front == nil || front.kind != replyParse || front.statement == nil || front.prepared == nil {
+		return nil
+	}
+	ours, theirs := []byte(`"`+front.prepared.name+`"`), []byte(`"`+front.statement.name+`"`)
+	if !bytes.Contains(body, ours) {
+		return nil
+	}
+	return bytes.Replace(body, ours, theirs, 1)
 }
 
 func broken(what string) *pgwire.Failure {

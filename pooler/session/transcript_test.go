@@ -193,7 +193,7 @@ func clientMessage(t *testing.T, line string) []byte {
 	return nil
 }
 
-// serverMessage makes a message of a line such as "C SELECT 1" or "E 22012".
+// serverMessage makes a message of a line such as "C SELECT 1" or "E 22012 division by zero".
 func serverMessage(t *testing.T, line string) []byte {
 	kind, rest, _ := strings.Cut(line, " ")
 	switch kind {
@@ -206,7 +206,11 @@ func serverMessage(t *testing.T, line string) []byte {
 		}
 		return []byte(text)
 	case "E":
-		return pgwire.AppendError(nil, &pgwire.Failure{Severity: "ERROR", Code: rest, Message: "message"})
+		code, text, found := strings.Cut(rest, " ")
+		if !found {
+			text = "message"
+		}
+		return pgwire.AppendError(nil, &pgwire.Failure{Severity: "ERROR", Code: code, Message: text})
 	case "S":
 		name, value, _ := strings.Cut(rest, " ")
 		return pgwire.AppendParameterStatus(nil, pgwire.Param{Name: name, Value: value})
