@@ -359,7 +359,8 @@ func (p *planner) finish(ctx context.Context, b repo.Backup, s *stop) (*Plan, er
 	plan := &Plan{Target: p.target.Text, Backup: b, BackupID: b.ID, SystemID: b.SystemID, Timeline: timeline, StopLSN: s.lsn, StopAt: s.inclusive,
 		LastIncluded: s.last, FirstExcluded: s.next, LeftBehind: s.behind,
 		BackupBytes: b.Bytes, FetchBytes: b.StoredBytes, WALBytes: int64(s.lsn - b.Start), Segments: len(segments), Warnings: p.warnings}
-	if frontier, last := p.frontier(b), p.path.Last(); last > frontier {
+	// Within one segment parts may be on their way that are there before others: nobody was told of them.
+	if frontier, last := p.frontier(b), p.path.Last(); last > p.path.Size.Start(frontier)+pg.LSN(p.path.Size) {
 		plan.Warnings = append(plan.Warnings, fmt.Sprintf("WAL is missing behind %s: transactions behind it, up to %s, cannot be reached from this backup", frontier, last))
 	}
 	return plan, nil

@@ -178,7 +178,7 @@ func (v *verifier) wal(ctx context.Context, timelines []pg.Timeline, backups []r
 		if err != nil {
 			return v.defectOr(err)
 		}
-		v.report.Segments += len(inv.Segments)
+		v.report.Segments += len(inv.Completed())
 		v.report.Bytes += inv.Bytes
 		runs := inv.Runs()
 		for i := 1; i < len(runs); i++ {
@@ -205,8 +205,9 @@ func (v *verifier) wal(ctx context.Context, timelines []pg.Timeline, backups []r
 
 // timeline checks that indexes are there, and at level checksum decodes every byte of WAL.
 func (v *verifier) timeline(ctx context.Context, inv *repo.Inventory, runs []repo.Run) error {
-	err := v.each(len(inv.Segments), func(i int) error {
-		segment := pg.Segment{Timeline: inv.Timeline, Number: inv.Segments[i]}
+	completed := inv.Completed()
+	err := v.each(len(completed), func(i int) error {
+		segment := pg.Segment{Timeline: inv.Timeline, Number: completed[i]}
 		if v.level != Checksum {
 			return nil
 		}

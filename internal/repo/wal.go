@@ -191,6 +191,18 @@ func (inv *Inventory) Complete(number uint64) bool {
 	return inv.within(number, segment.Start(inv.Size)) == segment.End(inv.Size)
 }
 
+// Completed lists the numbers of the segments that are there with all their bytes, in order.
+func (inv *Inventory) Completed() []uint64 {
+	numbers := slices.Clone(inv.Segments)
+	for number := range inv.Parts {
+		if !inv.HasSegment(number) && inv.Complete(number) {
+			numbers = append(numbers, number)
+		}
+	}
+	slices.Sort(numbers)
+	return numbers
+}
+
 // Superfluous are the parts whose stretch is there as one object. Whoever was killed may have left them.
 func (inv *Inventory) Superfluous() []Part {
 	var list []Part
