@@ -15,7 +15,7 @@ func Settings() []Setting { return settings }
 var settings = []Setting{
 	{Key: "cluster", Default: "main", Doc: "Name of the Postgres cluster; the first part of every key in the store. Letters, digits, `-`, `_` and `.`."},
 
-	{Key: "postgres.dsn", Default: "postgres://", Doc: "Where Postgres is: libpq URL or keywords, several hosts allowed; what is missing comes from PGHOST and its like. The archiver's user needs the REPLICATION attribute and membership in pg_monitor. May refer to `${VARIABLES}`."},
+	{Key: "postgres.dsn", Default: "postgres://", Doc: "Where Postgres is: libpq URL or keywords, several hosts allowed, of which the archiver finds the primary; what is missing comes from PGHOST and its like. The archiver's user needs the REPLICATION attribute and membership in pg_monitor. May refer to `${VARIABLES}`."},
 	{Key: "postgres.data_directory", Doc: "The server's data directory, for `pitr run` and as the default of `pitr restore --into` checks. Empty: $PGDATA."},
 
 	{Key: "pooler.listen", Default: "[127.0.0.1:6432]", Doc: "Addresses (host:port) on which clients connect."},
