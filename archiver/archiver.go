@@ -95,7 +95,7 @@ func (a *Archiver) Run(ctx context.Context) error {
 		if ctx.Err() != nil {
 			return nil
 		}
-		if errors.Is(err, repo.ErrForeign) || errors.Is(err, repo.ErrConflict) {
+		if errors.Is(err, repo.ErrForeign) || errors.Is(err, repo.ErrConflict) || errors.Is(err, repo.ErrIncomparable) {
 			return err
 		}
 		a.noteError(err)

@@ -7,6 +7,8 @@ import (
 	"errors"
 	"fmt"
 	"hash"
+	"slices"
+	"time"
 
 	"pitr/archiver/replication"
 	"pitr/internal/pg"
@@ -19,6 +21,12 @@ type catchUp struct {
 	to    pg.LSN // where the repository ends
 	joint repo.Joint
 	sums  []partSum
+}
+
+// mayReplace reports whether a part of the open stretch may be removed once the stretch is there as one object: if its bytes were read
+// back, or are going to be compared. Others stay, as witnesses.
+func (c *catchUp) mayReplace(part repo.Part) bool {
+	return c == nil || slices.ContainsFunc(c.sums, func(sum partSum) bool { return sum.part == part })
 }
 
 // partSum is the hash of the bytes that the server sends for a part that is stored.
@@ -82,7 +90,11 @@ func (r *receiver) catchUp(ctx context.Context, stream *replication.Stream) erro
 			return fmt.Errorf("timeline %d ended at %s on the server, and the repository holds WAL of it up to %s", r.timeline, event.Switch, r.again.to)
 		}
 		if event.ReplyRequested {
-			r.session.report(stream, r.queue, false)
+			// Nothing of the open segment is acknowledged before it was compared.
+			begin := r.size.Start(r.resume)
+			if err := stream.SendStatus(replication.Status{Written: r.at, Flushed: begin, Now: time.Now()}); err != nil {
+				return err
+			}
 		}
 		if len(event.WAL) > 0 {
 			if err := r.takeAgain(ctx, event); err != nil {
@@ -135,6 +147,7 @@ func (c *catchUp) compare(ctx context.Context, r *receiver) error {
 		switch {
 		case errors.Is(err, repo.ErrNotExist): // whoever completed the segment has removed it
 		case errors.Is(err, repo.ErrIncomparable):
+			r.open.parts = slices.DeleteFunc(r.open.parts, func(part repo.Part) bool { return part == sum.part })
 			r.session.log.Warn("resumed without comparing the server's WAL with what is stored", "from", sum.part.Start, "to", sum.part.End, "error", err)
 		case err != nil:
 			return fmt.Errorf("resume at %s: %w", c.to, err)

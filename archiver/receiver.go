@@ -56,18 +56,20 @@ func (s *session) newReceiver(ctx context.Context, at position) (*receiver, erro
 		err = r.readBack(ctx, inv)
 	}
 	if errors.Is(err, repo.ErrNoIdentity) {
-		r.decoder, r.index, r.open = nil, repo.IndexBuilder{}, &stretch{}
+		r.decoder, r.index, r.open = nil, repo.IndexBuilder{OnEnd: r.index.OnEnd}, &stretch{}
 		err = s.resumeByStreaming(ctx, r, inv)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("resume at %s: %w", at.LSN, err)
 	}
+	// What lies behind a hole belongs to this stretch, or to a later one, which it must outlive.
 	for _, part := range inv.Parts[uint64(at.LSN)/uint64(s.size)] {
-		if part.End > r.openStart() && part.End-part.Start < repo.Stretch(s.size) {
+		if inStretch := part.Start >= r.openStart() && part.End <= r.openStart()+repo.Stretch(s.size); inStretch && r.again.mayReplace(part) {
 			r.open.parts = append(r.open.parts, part)
 		}
 	}
-	return r, s.sweepParts(ctx, inv)
+	s.sweepParts(ctx, inv)
+	return r, nil
 }
 
 // readBack feeds the decoder with what is stored of the open segment.
@@ -158,14 +160,15 @@ func (r *receiver) keep(at pg.LSN, content []byte) {
 	}
 }
 
-// sweepParts removes parts that are in larger objects: an archiver that was killed has left them.
-func (s *session) sweepParts(ctx context.Context, inv *repo.Inventory) error {
+// sweepParts removes parts that are in larger objects: an archiver that was killed has left them. They do no harm where they cannot be
+// removed.
+func (s *session) sweepParts(ctx context.Context, inv *repo.Inventory) {
 	for _, part := range inv.Superfluous() {
 		if err := s.opt.Repo.DeletePart(ctx, s.size, part); err != nil {
-			return err
+			s.log.Warn("parts that are in larger objects were not removed; may the archiver delete?", "from", part.Start, "to", part.End, "error", err)
+			return
 		}
 	}
-	return nil
 }
 
 // run receives until the timeline ends or the stream does.

@@ -8,6 +8,7 @@ import (
 
 	"pitr/archiver/replication"
 	"pitr/internal/pg"
+	"pitr/internal/repo"
 )
 
 // resumePoint finds where to go on: behind the last WAL that the repository holds on the way to the server's timeline. An empty
@@ -20,15 +21,14 @@ func (s *session) resumePoint(ctx context.Context) (position, error) {
 			return position{}, err
 		}
 		runs := inv.Runs()
-		if len(runs) > 1 {
-			s.log.Warn("the archive has gaps; restores across them are not possible", "timeline", tli, "runs", len(runs))
-			s.archiver.gapEnd.Store(uint64(runs[len(runs)-1].Start))
-		}
 		if len(runs) == 0 {
 			next = position{tli, s.size.Start(s.history.Begin(s.system.Timeline, tli))}
 			continue
 		}
-		end := runs[len(runs)-1].End
+		end, err := s.endToResume(ctx, tli, runs)
+		if err != nil {
+			return position{}, err
+		}
 		if left, isAncestor := s.leftAt(tli); isAncestor && end >= left {
 			if end > left {
 				s.log.Warn("the archive is ahead of the point at which the server left a timeline; the dead branch is kept", "timeline", tli, "archived_to", end, "left_at", left)
@@ -42,6 +42,28 @@ func (s *session) resumePoint(ctx context.Context) (position, error) {
 		return position{tli, end}, nil
 	}
 	return s.slotStart(ctx)
+}
+
+// endToResume is the end of the run to go on from: the last one, or one before it if the server still has the WAL behind that, so that a hole
+// is filled which somebody has left who pushed segments, or was killed.
+func (s *session) endToResume(ctx context.Context, tli pg.Timeline, runs []repo.Run) (pg.LSN, error) {
+	last := runs[len(runs)-1].End
+	if len(runs) == 1 {
+		return last, nil
+	}
+	kept, err := s.slotStart(ctx)
+	if err != nil && !errors.Is(err, errSlotEmpty) {
+		return 0, err
+	}
+	for _, run := range runs {
+		if err == nil && run.End >= kept.LSN && kept.Timeline <= tli && run.End < last {
+			s.log.Info("the archive has a hole that the server can fill", "timeline", tli, "from", run.End)
+			return run.End, nil
+		}
+	}
+	s.log.Warn("the archive has gaps; restores across them are not possible", "timeline", tli, "runs", len(runs))
+	s.archiver.gapEnd.Store(uint64(runs[len(runs)-1].Start))
+	return last, nil
 }
 
 // newestFirst are the server's timeline and its ancestors.

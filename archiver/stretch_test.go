@@ -2,7 +2,9 @@ package archiver
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -166,4 +168,106 @@ func TestPutsThatOvertakeEachOtherAreNeverAcknowledgedAcrossAGap(t *testing.T) {
 	}
 	t.Logf("%d commits, at most %d puts in flight, %d overtaken; %d bytes are equal", committed.Load(), most, overtaken, b.compareWAL(1))
 	b.everySegmentHasItsIndexAndNoParts()
+}
+
+// TestPartsBehindAHoleOutliveTheStretchBeforeThem lets an archiver end with parts of the second stretch of a segment in the store, and a hole
+// before them: they are acknowledged by the next archiver, and must not go when it puts the first stretch together.
+func TestPartsBehindAHoleOutliveTheStretchBeforeThem(t *testing.T) {
+	b := newBench(t, 128, "wal_keep_size=1GB")
+	blocked := atomic.Bool{}
+	blocked.Store(true)
+	b.store.onPut(func(_ context.Context, key string, _ []byte, put func() error) error {
+		if blocked.Load() && strings.HasSuffix(key, "-000000000C000000") { // the part that ends the first stretch of the segment at 8000000
+			return errors.New("injected: 503 SlowDown")
+		}
+		return put()
+	})
+	opt := b.options()
+	opt.PartSizeMax, opt.BufferMax, opt.FlushInterval, opt.ShutdownGrace = 4<<20, 256<<20, time.Minute, time.Second
+	a := b.run(opt)
+	b.query("create table t (x text); alter table t alter x set storage external")
+	until(t, "the archiver streams", func() bool { return a.Stats().Streaming })
+	for range 78 {
+		b.query("insert into t select string_agg(md5(i::text || random()::text), '') from generate_series(1, 32768) i")
+	}
+	behind := pg.LSN(0xC000000 + 8<<20)
+	until(t, "parts lie behind the hole", func() bool { return b.inventory(1).Last() >= behind })
+	if err := a.stop(); err == nil && b.inventory(1).Runs()[0].End >= behind {
+		t.Fatal("there is no hole: the test shows nothing")
+	}
+	blocked.Store(false)
+	a = b.run(opt)
+	until(t, "what lies behind is acknowledged", func() bool { return a.Stats().Stored >= behind })
+	until(t, "the first stretch is put together", func() bool {
+		return slices.ContainsFunc(b.inventory(1).Parts[1], func(p repo.Part) bool { return p.Start == 0x8000000 && p.End == 0xC000000 })
+	})
+	for range 10 {
+		acknowledged := a.Stats().Stored
+		if runs := b.inventory(1).Runs(); runs[0].End < acknowledged {
+			t.Fatalf("%s is acknowledged, and the store has %v", acknowledged, runs)
+		}
+		b.written()
+	}
+	if err := a.stop(); err != nil {
+		t.Fatal(err)
+	}
+	b.compareWAL(1)
+}
+
+// TestHoleThatTheSlotStillCoversIsFilled pushes a segment that lies ahead of what was streamed.
+func TestHoleThatTheSlotStillCoversIsFilled(t *testing.T) {
+	b := newBench(t, 1, "wal_keep_size=1GB")
+	a := b.run(b.options())
+	b.query("create table t (i int)")
+	a.archived(b.written())
+	if err := a.stop(); err != nil {
+		t.Fatal(err)
+	}
+	last := ""
+	for range 5 {
+		b.query("insert into t values (1)")
+		last = b.query("select pg_walfile_name(pg_current_wal_insert_lsn())")
+		b.query("select pg_switch_wal()")
+	}
+	if err := b.push(last, b.walFile(last), nil); err != nil {
+		t.Fatal(err)
+	}
+	if runs := b.inventory(1).Runs(); len(runs) != 2 {
+		t.Fatalf("runs %v: the test shows nothing", runs)
+	}
+	a = b.run(b.options())
+	a.archived(b.written())
+	if err := a.stop(); err != nil {
+		t.Fatal(err)
+	}
+	b.compareWAL(1) // of one run
+	b.everySegmentHasItsIndexAndNoParts()
+}
+
+// TestArchiverThatMayNotDeleteArchives leaves what it would have to remove.
+func TestArchiverThatMayNotDeleteArchives(t *testing.T) {
+	b := newBench(t, 1, "wal_keep_size=1GB")
+	b.store.mu.Lock()
+	b.store.delete = func(string) error { return errors.New("injected: access denied") }
+	b.store.mu.Unlock()
+	a := b.run(b.options())
+	b.query("create table t (i int)")
+	for range 3 {
+		a.archived(b.written())
+		b.query("select pg_switch_wal()")
+		b.query("insert into t values (1)")
+		a.archived(b.written())
+		if err := a.stop(); err != nil {
+			t.Fatal(err)
+		}
+		a = b.run(b.options())
+	}
+	a.archived(b.written())
+	if err := a.stop(); err != nil {
+		t.Fatal(err)
+	}
+	if inv := b.inventory(1); len(inv.Superfluous()) == 0 {
+		t.Error("nothing was left: the test shows nothing")
+	}
+	b.compareWAL(1)
 }

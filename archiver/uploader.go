@@ -175,12 +175,12 @@ func (u *uploader) finish(ctx context.Context, s *stretch) {
 	if err == nil && p.Index != nil {
 		err = u.persist(ctx, p, func(ctx context.Context) error { return u.repo.PutIndex(ctx, u.size, segment, *p.Index) })
 	}
-	if errors.Is(err, repo.ErrConflict) {
+	if errors.Is(err, repo.ErrConflict) || errors.Is(err, repo.ErrIncomparable) {
 		u.fail(err)
 		return
 	}
 	if err == nil {
-		u.replaced = append(u.replaced, s.parts...)
+		u.replace(whole, s.parts)
 		err = u.removeReplaced(ctx)
 	}
 	switch {
@@ -189,6 +189,18 @@ func (u *uploader) finish(ctx context.Context, s *stretch) {
 	case p.Index != nil:
 		u.counts.segments.Add(1)
 		u.log.Info("segment archived", "segment", segment.Name(u.size), "parts", len(s.parts), "commits", p.Index.Commits())
+	}
+}
+
+// replacedMax bounds the parts that are still to be removed. Those beyond it are left to the next archiver's sweep.
+const replacedMax = 10_000
+
+// replace notes parts to be removed: only such as lie in what is there as one object.
+func (u *uploader) replace(whole repo.Part, parts []repo.Part) {
+	for _, part := range parts {
+		if whole.Start <= part.Start && part.End <= whole.End && part != whole && len(u.replaced) < replacedMax {
+			u.replaced = append(u.replaced, part)
+		}
 	}
 }
 
@@ -216,6 +228,9 @@ func (u *uploader) persist(ctx context.Context, p piece, attempt func(context.Co
 		}
 		if errors.Is(err, repo.ErrConflict) {
 			return fmt.Errorf("archive WAL at %s: %w; is the same repository used by two clusters?", p.Start, err)
+		}
+		if errors.Is(err, repo.ErrIncomparable) {
+			return fmt.Errorf("archive WAL at %s: %w", p.Start, err)
 		}
 		if ctx.Err() != nil {
 			return fmt.Errorf("archive WAL at %s: %w", p.Start, err)

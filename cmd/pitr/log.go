@@ -6,8 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strconv"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/spf13/cobra"
 
@@ -169,10 +171,21 @@ func marks(t *journal.Transaction) []string {
 		names []string
 	}{{"DROP DATABASE", t.DroppedDatabases}, {"DROP", t.Dropped}, {"TRUNCATE", t.Truncated}, {"MASS DELETE", t.MassDeletes}, {"rewrite", t.Rewritten}} {
 		if len(m.names) > 0 {
+			for i, name := range m.names {
+				m.names[i] = printable(name)
+			}
 			parts = append(parts, m.word+" "+strings.Join(m.names, ", "))
 		}
 	}
 	return parts
+}
+
+// printable is a name as it is, or quoted when a terminal would not show it as it is: whoever may create a table may call it anything.
+func printable(name string) string {
+	if strings.ContainsFunc(name, func(r rune) bool { return r == utf8.RuneError || !strconv.IsPrint(r) }) {
+		return strconv.Quote(name)
+	}
+	return name
 }
 
 // rowsText counts rows by relation. Those of TOAST tables are left out, those of catalogues are summed up.
@@ -184,7 +197,7 @@ func rowsText(t *journal.Transaction) []string {
 		case r.System:
 			system += r.Inserted + r.Updated + r.Deleted
 		case r.Kind != "t":
-			parts = append(parts, r.Name+": "+countsText(r))
+			parts = append(parts, printable(r.Name)+": "+countsText(r))
 		}
 	}
 	if system > 0 {

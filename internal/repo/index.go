@@ -133,6 +133,9 @@ func (b *IndexBuilder) Add(r *wal.Record) error {
 	if ended != nil {
 		b.addXact(ended.Start, ended.Time)
 		b.addXID(ended.XID)
+		for _, sub := range ended.Subxacts {
+			b.addXID(sub)
+		}
 		b.addRemoval(ended)
 		if b.OnEnd != nil {
 			b.OnEnd(ended)

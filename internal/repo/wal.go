@@ -288,6 +288,14 @@ func chain(parts []Part, from pg.LSN) []Part {
 // ReadSegment returns the bytes of a segment: all of them, or, while it is open, those from its start that parts hold.
 // store.ErrNotExist says that certainly neither is there.
 func (r *Repo) ReadSegment(ctx context.Context, size pg.SegmentSize, segment pg.Segment) ([]byte, error) {
+	if Stretch(size) < pg.LSN(size) {
+		var content []byte
+		err := r.VisitSegment(ctx, size, segment, func(_ pg.LSN, piece []byte) error {
+			content = append(content, piece...)
+			return nil
+		})
+		return content, err
+	}
 	content, err := r.readWhole(ctx, size, segment)
 	if !errors.Is(err, store.ErrNotExist) {
 		return content, err
@@ -318,36 +326,41 @@ func (r *Repo) VisitSegment(ctx context.Context, size pg.SegmentSize, segment pg
 		}
 		return visit(segment.Start(size), content)
 	}
-	start := segment.Start(size)
-	for at := start; ; {
+	at, missing := segment.Start(size), Part{}
+	for {
 		parts, err := r.parts(ctx, size, segment)
 		if err != nil {
 			return err
 		}
 		picked := chain(parts, at)
-		before := at
+		switch {
+		case len(picked) > 0:
+		case at > segment.Start(size):
+			return nil
+		case len(parts) > 0:
+			return fmt.Errorf("get %s: %w: %w", segmentKey(segment, size), ErrDamaged, errNoFirstPart)
+		default:
+			return fmt.Errorf("get %s: %w", segmentKey(segment, size), store.ErrNotExist)
+		}
 		for _, part := range picked {
 			content, err := r.ReadPart(ctx, size, part)
+			if errors.Is(err, store.ErrNotExist) && part != missing {
+				missing = part // a larger one has replaced it since it was listed: look again
+				break
+			}
 			if errors.Is(err, store.ErrNotExist) {
-				break // a larger one has replaced it
+				return fmt.Errorf("get %s: %w: it is listed, and not there", partKey(part, size), ErrDamaged)
+			}
+			if err == nil {
+				err = visit(at, content[at-part.Start:])
 			}
 			if err != nil {
 				return err
 			}
-			if err := visit(at, content[at-part.Start:]); err != nil {
-				return err
-			}
 			at = part.End
 		}
-		switch {
-		case len(picked) > 0 && at == picked[len(picked)-1].End, len(picked) == 0 && at > start:
+		if at == picked[len(picked)-1].End {
 			return nil
-		case len(picked) > 0 && at == before:
-			return fmt.Errorf("get %s: %w: a part that is listed is not there", partKey(picked[0], size), ErrDamaged)
-		case len(picked) == 0 && len(parts) > 0:
-			return fmt.Errorf("get %s: %w: %w", segmentKey(segment, size), ErrDamaged, errNoFirstPart)
-		case len(picked) == 0:
-			return fmt.Errorf("get %s: %w", segmentKey(segment, size), store.ErrNotExist)
 		}
 	}
 }

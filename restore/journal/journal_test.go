@@ -415,3 +415,34 @@ func (w *world) windows(all []Event) {
 		}
 	}
 }
+
+// TestSubtransactionIsFoundByItsIDWhereverItsCommitIs asks for a subtransaction whose commit lies in a later segment than its rows.
+func TestSubtransactionIsFoundByItsIDWhereverItsCommitIs(t *testing.T) {
+	w := newWorld(t)
+	w.query("create table flushed (i int); create table t (i int)")
+	stop := w.archive()
+	out := w.query("begin; insert into t values (1); savepoint a; insert into t values (2); select xmin from t where i = 2; release a; select pg_switch_wal() is null; insert into t values (3); commit")
+	w.query("select pg_switch_wal()")
+	w.query("insert into t values (99)")
+	w.query("select pg_switch_wal()")
+	w.query("insert into t values (100)")
+	w.archived()
+	stop()
+	text := strings.FieldsFunc(out, func(r rune) bool { return r < '0' || r > '9' })[0]
+	sub, err := strconv.ParseUint(text, 10, 32)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, xid := range []uint32{uint32(sub), uint32(sub) - 1} {
+		found := 0
+		err := Read(t.Context(), w.repo, Options{XID: xid}, func(e Event) error {
+			if e.Transaction != nil && e.Transaction.XID == uint32(sub)-1 {
+				found++
+			}
+			return nil
+		})
+		if err != nil || found != 1 {
+			t.Errorf("xid %d was found %d times, %v", xid, found, err)
+		}
+	}
+}
