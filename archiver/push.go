@@ -321,6 +321,29 @@ func (s *pushed) putIndex(ctx context.Context) error {
 	return s.repo.PutIndex(ctx, s.size, s.segment, index)
 }
 
+// errLeftUnknown asks Postgres to come again: it archives history files before segments.
+var errLeftUnknown = errors.New("no history file in the repository says where its timeline was left, so that nobody knows how much of it there should be; push that of the next timeline first")
+
+// leftAt is where a timeline that follows has left this one, in this segment: without it the end of the log could not be told from damage.
+func (s *pushed) leftAt(ctx context.Context) (pg.LSN, error) {
+	timelines, err := s.repo.Timelines(ctx)
+	if err != nil {
+		return 0, err
+	}
+	for _, tli := range timelines {
+		history, err := s.repo.History(ctx, tli)
+		if err != nil {
+			return 0, err
+		}
+		for _, ancestor := range history {
+			if ancestor.Timeline == s.segment.Timeline && s.size.Segment(ancestor.Timeline, ancestor.Switch).Number == s.segment.Number {
+				return ancestor.Switch, nil
+			}
+		}
+	}
+	return 0, errLeftUnknown
+}
+
 // pushPartial stores what a .partial file holds of a segment in which a timeline was left: its whole records, as parts. What lies behind
 // them was never written by this timeline.
 func (s *pushed) pushPartial(ctx context.Context) (remark string, err error) {
@@ -354,6 +377,11 @@ func (s *pushed) pushPartial(ctx context.Context) (remark string, err error) {
 	}
 	if err := put(0); err != nil {
 		return "", err
+	}
+	if left, err := s.leftAt(ctx); err != nil {
+		return "", err
+	} else if at < left {
+		return "", fmt.Errorf("its log ends at %s, and the timeline was left at %s: it is damaged there, or was cut off", at, left)
 	}
 	if at == s.segment.Start(s.size) {
 		return "no whole record lies in it: nothing of it can be used, and nothing is stored", nil

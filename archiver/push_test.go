@@ -246,7 +246,17 @@ func TestPartialSegmentIsStoredUpToWhereItsLogEnds(t *testing.T) {
 	content := b.walFile(names[0])
 	// The segment was left in the middle: what follows is what the file held before.
 	partial := append(bytes.Clone(content[:len(content)*3/4]), content[:len(content)/4]...)
-	remark, err := b.pusher().Push(t.Context(), pushFile(names[0]+".partial", partial, nil))
+	push := func(content []byte) (string, error) {
+		return b.pusher().Push(t.Context(), pushFile(names[0]+".partial", content, nil))
+	}
+	if _, err := push(partial); !errors.Is(err, errLeftUnknown) {
+		t.Errorf("nobody knows where the timeline was left: %v", err)
+	}
+	history := []byte("1\t" + b.inventory(1).Runs()[0].End.String() + "\tno recovery target specified\n")
+	if err := b.repo.PutHistory(t.Context(), 2, history); err != nil {
+		t.Fatal(err)
+	}
+	remark, err := push(partial)
 	if err != nil || !strings.Contains(remark, "stored up to") {
 		t.Fatal(remark, err)
 	}
@@ -254,13 +264,22 @@ func TestPartialSegmentIsStoredUpToWhereItsLogEnds(t *testing.T) {
 	if err != nil || len(got) == 0 || len(got) > len(partial)*3/4 || !bytes.Equal(got, content[:len(got)]) {
 		t.Errorf("%d bytes came back, %v", len(got), err)
 	}
-	if _, err := b.pusher().Push(t.Context(), pushFile(names[0]+".partial", partial, nil)); err != nil {
+	if _, err := push(partial); err != nil {
 		t.Errorf("the same again: %v", err)
+	}
+	b.store, b.repo = newStore(t)
+	if err := b.repo.PutHistory(t.Context(), 2, history); err != nil {
+		t.Fatal(err)
+	}
+	damaged := bytes.Clone(partial)
+	damaged[len(damaged)/4] ^= 0x40
+	if _, err := push(damaged); err == nil || !strings.Contains(err.Error(), "it is damaged there") {
+		t.Errorf("a damaged one: %v", err)
 	}
 	if err := b.push(names[0], content, nil); err != nil {
 		t.Errorf("the whole segment after it: %v", err)
 	}
-	if remark, err := b.pusher().Push(t.Context(), pushFile(names[0]+".partial", partial, nil)); err != nil || !strings.Contains(remark, "as a whole") {
+	if remark, err := push(partial); err != nil || !strings.Contains(remark, "as a whole") {
 		t.Errorf("the partial one after the whole: %q, %v", remark, err)
 	}
 }
