@@ -140,6 +140,7 @@ func TestWhatOnlyADeadBranchHasIsTold(t *testing.T) {
 	tell(&main, 1, w.xact("insert into orders select generate_series(1, 100)"), "orders +100 ~0 -0")
 	prepared := w.xid(w.query("begin; insert into orders select generate_series(1, 9); select pg_current_xact_id(); prepare transaction 'p'"))
 	w.archived()
+	tell(&main, 1, w.xact("insert into orders values (150)"), "orders +1 ~0 -0") // in the segment in which the timelines part
 	w.failover(standby, func() {
 		tell(&lost, 1, w.xact("insert into orders select generate_series(101, 107)"), "orders +7 ~0 -0")
 		w.query("begin; insert into orders values (0); rollback")
