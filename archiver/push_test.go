@@ -292,11 +292,15 @@ func TestPushSocket(t *testing.T) {
 	if err := os.WriteFile(path, []byte("left behind"), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	socket, err := ListenPush(path, "here", b.pusher())
+	var counts PushCounts
+	here := PushSocketOptions{Path: path, Place: "here", Stall: 30 * time.Second, PushesMax: 4, Counts: &counts}
+	there := here
+	there.Place = "there"
+	socket, err := ListenPush(here, b.pusher())
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := ListenPush(path, "here", b.pusher()); err == nil || !strings.Contains(err.Error(), "another archiver serves it") {
+	if _, err := ListenPush(here, b.pusher()); err == nil || !strings.Contains(err.Error(), "another archiver serves it") {
 		t.Errorf("a second one: %v", err)
 	}
 	if info, err := os.Stat(path); err != nil || info.Mode().Perm() != 0o600 {
@@ -308,7 +312,7 @@ func TestPushSocket(t *testing.T) {
 	var before []byte
 	for _, name := range names {
 		content := b.walFile(name)
-		if _, err := PushThrough(ctx, path, "here", pushFile(name, content, before), int64(len(before))); err != nil {
+		if _, err := PushThrough(ctx, here, pushFile(name, content, before), int64(len(before))); err != nil {
 			t.Error(err)
 		}
 		before = content
@@ -316,12 +320,15 @@ func TestPushSocket(t *testing.T) {
 			t.Errorf("%s: %d bytes, %v", name, len(got), err)
 		}
 	}
+	if done, bytes := counts.Done.Load(), counts.Bytes.Load(); done != uint64(len(names)) || bytes != done*uint64(b.size) {
+		t.Errorf("%d pushes of %d bytes are counted, of %d", done, bytes, len(names))
+	}
 	if _, err := b.repo.ReadIndex(ctx, b.size, b.parse(names[2])); err != nil {
 		t.Error(err)
 	}
 	damaged := bytes.Clone(before)
 	damaged[len(damaged)/2] ^= 1
-	_, err = PushThrough(ctx, path, "here", pushFile(names[0], damaged, before), int64(len(before)))
+	_, err = PushThrough(ctx, here, pushFile(names[0], damaged, before), int64(len(before)))
 	if err == nil || errors.Is(err, ErrNoSocket) {
 		t.Errorf("a damaged one: %v", err)
 	}
@@ -331,16 +338,20 @@ func TestPushSocket(t *testing.T) {
 	if err := b.repo.PutStretch(ctx, b.size, b.wholeOf(next), time.Time{}, &other); err != nil {
 		t.Fatal(err)
 	}
-	if _, err = PushThrough(ctx, path, "here", pushFile(next, b.walFile(next), nil), 0); !errors.Is(err, repo.ErrConflict) {
+	if _, err = PushThrough(ctx, here, pushFile(next, b.walFile(next), nil), 0); !errors.Is(err, repo.ErrConflict) {
 		t.Errorf("another content: %v", err)
 	}
-	if _, err = PushThrough(ctx, path, "there", pushFile(next, b.walFile(next), nil), 0); !errors.Is(err, ErrNoSocket) {
+	if _, err = PushThrough(ctx, there, pushFile(next, b.walFile(next), nil), 0); !errors.Is(err, ErrNoSocket) {
 		t.Errorf("an archiver of another place: %v", err)
 	}
 	short := pushFile(next, b.walFile(next)[:100_000], nil)
 	short.Size = int64(b.size)
-	if _, err = PushThrough(ctx, path, "here", short, 0); err == nil {
+	if _, err = PushThrough(ctx, here, short, 0); err == nil {
 		t.Error("a push that broke off was answered as stored")
+	}
+	until(t, "three failures are counted", func() bool { return counts.Failed.Load() == 3 }) // not that of the other place
+	if done := counts.Done.Load(); done != uint64(len(names)) {
+		t.Errorf("%d pushes are counted", done)
 	}
 	cancel()
 	if err := <-done; err != nil {
@@ -349,7 +360,7 @@ func TestPushSocket(t *testing.T) {
 	if _, err := os.Stat(path); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("the socket is still there: %v", err)
 	}
-	if _, err = PushThrough(t.Context(), path, "here", pushFile(next, nil, nil), 0); !errors.Is(err, ErrNoSocket) {
+	if _, err = PushThrough(t.Context(), here, pushFile(next, nil, nil), 0); !errors.Is(err, ErrNoSocket) {
 		t.Errorf("without an archiver: %v", err)
 	}
 }

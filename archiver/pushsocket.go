@@ -15,6 +15,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"pitr/internal/pg"
@@ -53,26 +54,40 @@ type pushAnswer struct {
 var causes = map[string]error{"conflict": repo.ErrConflict, "foreign": repo.ErrForeign, "incomparable": repo.ErrIncomparable}
 
 const (
-	// pushesMax is how many pushes the socket serves at a time; Postgres makes one after the other.
-	pushesMax = 4
 	// pushLineMax bounds a line of the protocol.
 	pushLineMax = 64 << 10
-	// pushStall is how long either side of the socket may do nothing while it should send.
-	pushStall = 30 * time.Second
 	// pushDial bounds connecting.
 	pushDial = time.Second
 )
 
+// PushSocketOptions say where the two sides of a push socket meet.
+type PushSocketOptions struct {
+	Path      string
+	Place     string        // the repository that pushes must mean
+	Stall     time.Duration // how long the other side may do nothing while it is its turn
+	PushesMax int           // how many pushes are served at a time
+	Counts    *PushCounts   // of the side that serves
+}
+
+// PushCounts is what a push socket has served.
+type PushCounts struct {
+	Done    atomic.Uint64 // files that are stored, those included that were already
+	Bytes   atomic.Uint64 // of these files
+	Failed  atomic.Uint64
+	Waited  atomic.Uint64 // pushes that had to wait because of PushesMax
+	Stalled atomic.Uint64 // pushes that Stall has cut off
+}
+
 // PushSocket serves pushes on a Unix socket that only its owner and root may use.
 type PushSocket struct {
-	path     string
-	place    string
+	opt      PushSocketOptions
 	pusher   *Pusher
 	listener *net.UnixListener
 }
 
-// ListenPush makes the socket. Place names the repository that pushes must mean. A socket that somebody serves is left to him.
-func ListenPush(path, place string, pusher *Pusher) (*PushSocket, error) {
+// ListenPush makes the socket. A socket that somebody serves is left to him.
+func ListenPush(opt PushSocketOptions, pusher *Pusher) (*PushSocket, error) {
+	path := opt.Path
 	if conn, err := net.DialTimeout("unix", path, pushDial); err == nil {
 		return nil, errors.Join(fmt.Errorf("push socket %s: another archiver serves it", path), conn.Close())
 	}
@@ -89,7 +104,7 @@ func ListenPush(path, place string, pusher *Pusher) (*PushSocket, error) {
 	if err := errors.Join(os.Chmod(private, 0o600), os.Rename(private, path)); err != nil {
 		return nil, errors.Join(fmt.Errorf("push socket: %w", err), listener.Close())
 	}
-	return &PushSocket{path: path, place: place, pusher: pusher, listener: listener}, nil
+	return &PushSocket{opt: opt, pusher: pusher, listener: listener}, nil
 }
 
 // Run serves until ctx ends; what is under way then is cut off, and Postgres pushes it again.
@@ -98,16 +113,21 @@ func (s *PushSocket) Run(ctx context.Context) error {
 	defer stop()
 	var tasks sync.WaitGroup
 	defer tasks.Wait()
-	slots := make(chan struct{}, pushesMax)
+	slots := make(chan struct{}, s.opt.PushesMax)
 	for {
 		conn, err := s.listener.AcceptUnix()
 		if ctx.Err() != nil {
-			return os.Remove(s.path)
+			return os.Remove(s.opt.Path)
 		}
 		if err != nil {
-			return fmt.Errorf("push socket %s: %w", s.path, err)
+			return fmt.Errorf("push socket %s: %w", s.opt.Path, err)
 		}
-		slots <- struct{}{}
+		select {
+		case slots <- struct{}{}:
+		default:
+			s.opt.Counts.Waited.Add(1)
+			slots <- struct{}{}
+		}
 		tasks.Go(func() {
 			defer func() { <-slots }()
 			s.serve(ctx, conn)
@@ -119,14 +139,18 @@ func (s *PushSocket) serve(ctx context.Context, conn *net.UnixConn) {
 	stop := context.AfterFunc(ctx, func() { _ = conn.Close() })
 	defer stop()
 	defer conn.Close()
-	stalling := stallingConn{conn}
+	stalling := stallingConn{conn, s.opt.Stall, &s.opt.Counts.Stalled}
 	lines := bufio.NewReaderSize(stalling, pushLineMax)
 	line, err := lines.ReadSlice('\n')
+	if errors.Is(err, io.EOF) && len(line) == 0 {
+		return // somebody has looked whether the socket is served: ListenPush
+	}
 	var q pushRequest
 	if err == nil {
 		err = json.Unmarshal(line, &q)
 	}
 	if err != nil || q.Size < 0 || q.Before < 0 {
+		s.opt.Counts.Failed.Add(1)
 		s.pusher.log.Warn("a push was not understood", "error", err)
 		return
 	}
@@ -134,11 +158,23 @@ func (s *PushSocket) serve(ctx context.Context, conn *net.UnixConn) {
 	a := s.answer(ctx, q, body)
 	// An answer that is sent while the other side is still sending would be lost with the connection.
 	if err := body.drain(); err != nil {
+		s.opt.Counts.Failed.Add(1)
 		s.pusher.log.Warn("a push broke off", "file", q.Name, "error", err)
 		return
 	}
+	s.opt.Counts.add(a, q.Size)
 	if err := json.NewEncoder(stalling).Encode(a); err != nil {
 		s.pusher.log.Warn("a push was not answered", "file", q.Name, "error", err)
+	}
+}
+
+func (c *PushCounts) add(a pushAnswer, size int64) {
+	switch {
+	case a.Stored:
+		c.Done.Add(1)
+		c.Bytes.Add(uint64(size))
+	case !a.Elsewhere:
+		c.Failed.Add(1)
 	}
 }
 
@@ -187,7 +223,7 @@ func (b *pushBody) drain() error {
 }
 
 func (s *PushSocket) answer(ctx context.Context, q pushRequest, body *pushBody) pushAnswer {
-	if q.Place != s.place {
+	if q.Place != s.opt.Place {
 		return pushAnswer{Elsewhere: true}
 	}
 	f := PushFile{Name: q.Name, Size: q.Size, SystemID: q.SystemID, Segments: q.Segments, Content: body, Sum: body.sum}
@@ -211,20 +247,34 @@ func (s *PushSocket) answer(ctx context.Context, q pushRequest, body *pushBody) 
 }
 
 // stallingConn is a connection on which each read and write must get on.
-type stallingConn struct{ net.Conn }
+type stallingConn struct {
+	net.Conn
+	stall time.Duration
+	hits  *atomic.Uint64
+}
 
 func (c stallingConn) Read(p []byte) (int, error) {
-	if err := c.SetReadDeadline(time.Now().Add(pushStall)); err != nil {
+	if err := c.SetReadDeadline(time.Now().Add(c.stall)); err != nil {
 		return 0, err
 	}
-	return c.Conn.Read(p)
+	n, err := c.Conn.Read(p)
+	return n, c.count(err)
 }
 
 func (c stallingConn) Write(p []byte) (int, error) {
-	if err := c.SetWriteDeadline(time.Now().Add(pushStall)); err != nil {
+	if err := c.SetWriteDeadline(time.Now().Add(c.stall)); err != nil {
 		return 0, err
 	}
-	return c.Conn.Write(p)
+	n, err := c.Conn.Write(p)
+	return n, c.count(err)
+}
+
+func (c stallingConn) count(err error) error {
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		c.hits.Add(1)
+		return fmt.Errorf("nothing for %s (archive.push_stall): %w", c.stall, err)
+	}
+	return err
 }
 
 // ErrNoSocket says that nobody has answered on the socket: the file may be pushed another way.
@@ -240,15 +290,15 @@ func (e *pushError) Error() string { return e.text }
 func (e *pushError) Unwrap() error { return e.cause }
 
 // PushThrough pushes a file through the archiver that serves the socket. beforeSize is that of f.Before.
-func PushThrough(ctx context.Context, socket, place string, f PushFile, beforeSize int64) (remark string, err error) {
-	conn, err := net.DialTimeout("unix", socket, pushDial)
+func PushThrough(ctx context.Context, opt PushSocketOptions, f PushFile, beforeSize int64) (remark string, err error) {
+	conn, err := net.DialTimeout("unix", opt.Path, pushDial)
 	if err != nil {
 		return "", fmt.Errorf("%w: %w", ErrNoSocket, err)
 	}
 	stop := context.AfterFunc(ctx, func() { _ = conn.Close() })
 	defer stop()
 	defer conn.Close()
-	q := pushRequest{Place: place, Name: f.Name, Size: f.Size, SystemID: f.SystemID, Segments: f.Segments}
+	q := pushRequest{Place: opt.Place, Name: f.Name, Size: f.Size, SystemID: f.SystemID, Segments: f.Segments}
 	var body io.Reader = io.LimitReader(f.Content, f.Size)
 	if f.Before != nil {
 		q.Before = beforeSize
@@ -261,7 +311,7 @@ func PushThrough(ctx context.Context, socket, place string, f PushFile, beforeSi
 	for answers := json.NewDecoder(io.LimitReader(conn, pushLineMax)); ; {
 		a = pushAnswer{}
 		if err = answers.Decode(&a); err == nil && a.Want != "" {
-			err = give(stallingConn{conn}, a.Want, f, body)
+			err = give(stallingConn{conn, opt.Stall, new(atomic.Uint64)}, a.Want, f, body)
 		}
 		if err != nil || a.Want == "" {
 			break

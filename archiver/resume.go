@@ -31,7 +31,8 @@ func (s *session) resumePoint(ctx context.Context) (position, error) {
 		}
 		if left, isAncestor := s.leftAt(tli); isAncestor && end >= left {
 			if end > left {
-				s.log.Warn("the archive is ahead of the point at which the server left a timeline; the dead branch is kept", "timeline", tli, "archived_to", end, "left_at", left)
+				s.log.Warn("the archive is ahead of the point at which the server left a timeline; the dead branch is kept", "timeline", tli, "archived_to", end, "left_at", left,
+					"hint", "pitr log --lost tells which transactions were committed only there")
 			}
 			return next, nil
 		}

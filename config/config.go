@@ -103,6 +103,8 @@ type Archive struct {
 	CatalogInterval     Duration `yaml:"catalog_interval"`
 	CatalogRelationsMax int      `yaml:"catalog_relations_max"`
 	PushSocket          string   `yaml:"push_socket"`
+	PushesMax           int      `yaml:"pushes_max"`
+	PushStall           Duration `yaml:"push_stall"`
 
 	Encryption Encryption `yaml:"encryption"`
 }

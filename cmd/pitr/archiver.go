@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"sync/atomic"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -13,7 +14,6 @@ import (
 	"pitr/config"
 	"pitr/internal/monitor"
 	"pitr/internal/pg"
-	"pitr/internal/repo"
 	"pitr/internal/store"
 )
 
@@ -43,24 +43,29 @@ func runArchiver(ctx context.Context, app *app) error {
 	if err != nil {
 		return &usageError{err}
 	}
+	var pushes archiver.PushCounts
 	log.Info("archiver started", "version", version, "cluster", cfg.Cluster, "store", cfg.Archive.Store, "flush_interval", cfg.Archive.FlushInterval.D())
 	err = withMonitor(ctx, monitor.Options{
 		Address: cfg.HTTP.Archiver, Log: log,
-		Metrics: func() []monitor.Metric { return archiverMetrics(a.Stats(), &app.counts, time.Now()) },
-		Ready:   func(context.Context) error { return archiverReady(a.Stats(), cfg, time.Now()) },
-	}, withPushSocket(cfg, r, log, a.Run))
+		Metrics: func() []monitor.Metric {
+			return append(archiverMetrics(a.Stats(), &app.counts, time.Now()), pushMetrics(&pushes)...)
+		},
+		Ready: func(context.Context) error { return archiverReady(a.Stats(), cfg, time.Now()) },
+	}, withPushSocket(cfg, archiver.NewPusher(r, log), &pushes, log, a.Run))
 	log.Info("archiver stopped", "stored", a.Stats().Stored)
 	return err
 }
 
 // withPushSocket runs a service with the socket for pushes beside it. A socket that cannot be had does not stop the archiver: pushes go
 // their own way then.
-func withPushSocket(cfg *config.Config, r *repo.Repo, log *slog.Logger, run func(context.Context) error) func(context.Context) error {
+func withPushSocket(cfg *config.Config, pusher *archiver.Pusher, counts *archiver.PushCounts, log *slog.Logger, run func(context.Context) error) func(context.Context) error {
 	return func(ctx context.Context) error {
 		if cfg.Archive.PushSocket == "" {
 			return run(ctx)
 		}
-		socket, err := archiver.ListenPush(cfg.Archive.PushSocket, pushPlace(cfg), archiver.NewPusher(r, log))
+		opt := pushSocketOptions(cfg)
+		opt.Counts = counts
+		socket, err := archiver.ListenPush(opt, pusher)
 		if err != nil {
 			log.Error("pushes are not served", "error", err)
 			return run(ctx)
@@ -170,6 +175,19 @@ func archiverMetrics(st archiver.Stats, c *store.Counts, now time.Time) []monito
 	return append(metrics,
 		counter("pitr_store_request_failures_total", "Requests to the store that failed, each attempt counted.", c.Failures.Load()),
 		counter("pitr_store_put_bytes_total", "Bytes that were put.", c.BytesPut.Load()))
+}
+
+func pushMetrics(c *archiver.PushCounts) []monitor.Metric {
+	counter := func(name, help string, n *atomic.Uint64) monitor.Metric {
+		return monitor.Metric{Name: name, Help: help, Kind: monitor.Counter, Value: float64(n.Load())}
+	}
+	return []monitor.Metric{
+		counter("pitr_pushes_total", "Files that the push socket has taken; the store has them.", &c.Done),
+		counter("pitr_push_bytes_total", "Bytes of these files.", &c.Bytes),
+		counter("pitr_push_failures_total", "Pushes over the socket that failed; Postgres repeats them.", &c.Failed),
+		counter("pitr_archive_pushes_max_hits_total", "Pushes that had to wait because of archive.pushes_max.", &c.Waited),
+		counter("pitr_archive_push_stall_hits_total", "Times that archive.push_stall has cut a push off.", &c.Stalled),
+	}
 }
 
 func slotLeft(s archiver.Slot) float64 {

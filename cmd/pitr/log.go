@@ -26,6 +26,7 @@ type logFlags struct {
 	relation         string
 	xid              uint32
 	destructive      bool
+	lost             bool
 	mass             int
 	timeline         uint32
 	asJSON           bool
@@ -45,10 +46,14 @@ which relation it has inserted, updated and deleted. What is gone for good is ma
 Times need a zone, as in restore --to, unless restore.time_zone names one. Rows that cascades and triggers have changed count like any other. Temporary and
 unlogged tables leave no rows in the WAL. With --json each line is an object.
 
+The log follows the path to the newest timeline. What a failover or a restore has left behind stays in the archive: --lost tells what was
+committed there and nowhere else, branch by branch, up to where the archive of the branch ends.
+
 ` + exitHelp,
 		Example: `  pitr log --around "2026-11-20 14:03+01:00"
   pitr log --destructive --from "2026-11-20 00:00+01:00"
-  pitr log --rel public.orders --to "2026-11-20 14:03:21+01:00" --json`,
+  pitr log --rel public.orders --to "2026-11-20 14:03:21+01:00" --json
+  pitr log --lost`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return runLog(cmd, app, f) },
 	}
@@ -60,6 +65,7 @@ unlogged tables leave no rows in the WAL. With --json each line is an object.
 	flags.StringVar(&f.relation, "rel", "", "only what has changed this `RELATION`: schema.table, database.schema.table or tablespace/database/file")
 	flags.Uint32Var(&f.xid, "xid", 0, "only this transaction, or the one that this subtransaction belongs to")
 	flags.BoolVar(&f.destructive, "destructive", false, "only what has dropped, truncated or deleted much")
+	flags.BoolVar(&f.lost, "lost", false, "only what was committed on branches that the timeline does not descend from")
 	flags.IntVar(&f.mass, "mass", journal.DefaultMassRows, "how many deleted rows of a relation are much")
 	flags.Uint32Var(&f.timeline, "timeline", 0, "on the way to this timeline; default: the newest")
 	flags.BoolVar(&f.asJSON, "json", false, "print a line of JSON for each")
@@ -85,13 +91,20 @@ func runLog(cmd *cobra.Command, app *app, f logFlags) error {
 		encoder := json.NewEncoder(out)
 		show = func(e journal.Event) error { return encoder.Encode(e) }
 	}
-	err = journal.Read(cmd.Context(), r, opt, show)
+	told := 0
+	err = journal.Read(cmd.Context(), r, opt, func(e journal.Event) error {
+		told++
+		return show(e)
+	})
+	if f.lost && !f.asJSON && told == 0 && err == nil {
+		_, err = fmt.Fprintln(out, "nothing is lost: the archive has no WAL beside the path to the timeline")
+	}
 	return errors.Join(err, out.Flush())
 }
 
 // options checks the flags. Times follow the rule of restore --to.
 func (f logFlags) options(cfg *config.Config, withinGiven bool) (journal.Options, error) {
-	opt := journal.Options{Timeline: pg.Timeline(f.timeline), XID: f.xid, Relation: f.relation, Destructive: f.destructive, MassRows: f.mass, Parallel: cfg.Restore.Parallel}
+	opt := journal.Options{Timeline: pg.Timeline(f.timeline), XID: f.xid, Relation: f.relation, Destructive: f.destructive, Lost: f.lost, MassRows: f.mass, Parallel: cfg.Restore.Parallel}
 	switch {
 	case f.around != "" && (f.from != "" || f.to != ""):
 		return opt, &usageError{errors.New("log: --around excludes --from and --to")}
@@ -133,6 +146,9 @@ const logTime = "2006-01-02 15:04:05.000000Z07:00"
 func printEvent(w io.Writer, e journal.Event) error {
 	var err error
 	switch {
+	case e.Branch != nil:
+		b := e.Branch
+		_, err = fmt.Fprintf(w, "timeline %d from %s to %s is a dead branch; committed only there:\n", b.Timeline, b.Start, b.End)
 	case e.Transaction != nil:
 		err = printTransaction(w, e.Transaction)
 	case e.RestorePoint != nil:

@@ -55,6 +55,10 @@ func pushWAL(ctx context.Context, app *app, path string) error {
 // pushPlace names the repository; the archiver behind a socket may have another.
 func pushPlace(cfg *config.Config) string { return cfg.Cluster + " in " + cfg.Archive.Store }
 
+func pushSocketOptions(cfg *config.Config) archiver.PushSocketOptions {
+	return archiver.PushSocketOptions{Path: cfg.Archive.PushSocket, Place: pushPlace(cfg), Stall: cfg.Archive.PushStall.D(), PushesMax: cfg.Archive.PushesMax}
+}
+
 func pushThroughSocket(ctx context.Context, cfg *config.Config, path string) (string, error) {
 	if cfg.Archive.PushSocket == "" {
 		return "", archiver.ErrNoSocket
@@ -64,7 +68,7 @@ func pushThroughSocket(ctx context.Context, cfg *config.Config, path string) (st
 		return "", err
 	}
 	defer f.close()
-	return archiver.PushThrough(ctx, cfg.Archive.PushSocket, pushPlace(cfg), f.PushFile, f.beforeSize)
+	return archiver.PushThrough(ctx, pushSocketOptions(cfg), f.PushFile, f.beforeSize)
 }
 
 func pushDirectly(ctx context.Context, app *app, cfg *config.Config, log *slog.Logger, path string) (string, error) {

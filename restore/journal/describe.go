@@ -21,7 +21,7 @@ const pgClass = 1259
 
 // describe gives names to what a transaction has done.
 func (rd *reader) describe(e *wal.Ended) *Transaction {
-	t := &Transaction{XID: e.XID, Time: e.Time, LSN: e.Start, Committed: e.Committed, Prepared: e.Prepared, Subxacts: len(e.Subxacts), Bytes: e.Bytes,
+	t := &Transaction{XID: e.XID, Time: e.Time, LSN: e.Start, Timeline: rd.path.History.TimelineAt(rd.path.Tip, e.Start), Committed: e.Committed, Prepared: e.Prepared, Subxacts: len(e.Subxacts), Bytes: e.Bytes,
 		Database: rd.names.database(e.Database), Incomplete: e.Incomplete, Partial: !rd.sure.covers(e.XID)}
 	if e.Committed {
 		rd.describeFiles(e, t)

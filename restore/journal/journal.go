@@ -18,6 +18,7 @@ import (
 // Options narrows what Read tells. Zero values do not.
 type Options struct {
 	Timeline    pg.Timeline // zero: the newest
+	Lost        bool        // what was committed behind the points at which the path to the timeline has left others, and nothing else
 	From, To    time.Time   // the transaction ended at or between them
 	XID         uint32      // the transaction, or one of its subtransactions, has this id
 	Relation    string      // name, schema.name, database.schema.name, or tablespace/database/file
@@ -31,6 +32,7 @@ const DefaultMassRows = 1000
 
 // Event is one of its fields.
 type Event struct {
+	Branch       *Branch            `json:"branch,omitempty"` // what follows is told of it; Options.Lost
 	Transaction  *Transaction       `json:"transaction,omitempty"`
 	RestorePoint *repo.RestorePoint `json:"restore_point,omitempty"`
 	Parameters   *Parameters        `json:"parameters,omitempty"`
@@ -39,15 +41,16 @@ type Event struct {
 
 // Transaction is a transaction that has ended.
 type Transaction struct {
-	XID       uint32     `json:"xid"`
-	Time      time.Time  `json:"time"`
-	LSN       pg.LSN     `json:"lsn"` // of the commit or abort record
-	Committed bool       `json:"committed"`
-	Prepared  bool       `json:"prepared,omitempty"` // by COMMIT PREPARED or ROLLBACK PREPARED
-	Subxacts  int        `json:"subtransactions,omitempty"`
-	Bytes     uint64     `json:"bytes"`              // of its WAL
-	Database  string     `json:"database,omitempty"` // where it is known
-	Relations []Relation `json:"relations,omitempty"`
+	XID       uint32      `json:"xid"`
+	Time      time.Time   `json:"time"`
+	LSN       pg.LSN      `json:"lsn"` // of the commit or abort record
+	Timeline  pg.Timeline `json:"timeline"`
+	Committed bool        `json:"committed"`
+	Prepared  bool        `json:"prepared,omitempty"` // by COMMIT PREPARED or ROLLBACK PREPARED
+	Subxacts  int         `json:"subtransactions,omitempty"`
+	Bytes     uint64      `json:"bytes"`              // of its WAL
+	Database  string      `json:"database,omitempty"` // where it is known
+	Relations []Relation  `json:"relations,omitempty"`
 
 	Dropped          []string `json:"dropped,omitempty"`           // relations
 	DroppedDatabases []string `json:"dropped_databases,omitempty"` // by name, or by object id
@@ -96,9 +99,13 @@ type reader struct {
 	repo    *repo.Repo
 	opt     Options
 	visit   func(Event) error
-	path    *repo.Path
 	cluster repo.Cluster
-	names   *names
+	tip     pg.Timeline
+	known   []pg.Timeline // of which the repository has WAL or a history file
+
+	path  *repo.Path // that is read
+	after pg.LSN     // what ends at or before it is not wanted
+	names *names
 
 	ledger wal.Ledger
 	from   pg.LSN // records that end at or before it are only followed, not told
@@ -114,22 +121,39 @@ func Read(ctx context.Context, r *repo.Repo, opt Options, visit func(Event) erro
 	if err := rd.open(ctx); err != nil {
 		return err
 	}
-	runs := rd.path.Runs()
-	if len(runs) == 0 {
+	if opt.Lost {
+		return ignoreStop(rd.readLost(ctx))
+	}
+	path, err := r.Path(ctx, rd.tip, rd.cluster.SegmentSize, 0)
+	if err != nil {
+		return err
+	}
+	if len(path.Runs()) == 0 {
 		return ErrEmpty
 	}
+	return ignoreStop(rd.readPath(ctx, path, 0))
+}
+
+// readPath tells what has ended on a path behind a position.
+func (rd *reader) readPath(ctx context.Context, path *repo.Path, after pg.LSN) error {
+	rd.path, rd.after = path, after
 	if err := rd.loadNames(ctx); err != nil {
 		return err
 	}
-	for i, run := range runs {
-		if i > 0 {
-			gap := repo.Run{Start: runs[i-1].End, End: run.Start}
+	var before repo.Run
+	for i, run := range path.Runs() {
+		if i > 0 && run.Start > after {
+			gap := repo.Run{Start: max(before.End, after), End: run.Start}
 			if err := rd.visit(Event{Gap: &gap}); err != nil {
-				return ignoreStop(err)
+				return err
 			}
 		}
+		before = run
+		if run.End <= after {
+			continue
+		}
 		if err := rd.readRun(ctx, run); err != nil {
-			return ignoreStop(err)
+			return err
 		}
 	}
 	return nil
@@ -142,7 +166,7 @@ func ignoreStop(err error) error {
 	return err
 }
 
-// open finds the path to the timeline.
+// open finds the timeline.
 func (rd *reader) open(ctx context.Context) (err error) {
 	rd.cluster, err = rd.repo.Cluster(ctx)
 	if errors.Is(err, repo.ErrNotExist) {
@@ -151,19 +175,16 @@ func (rd *reader) open(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	timelines, err := rd.repo.Timelines(ctx)
-	if err != nil {
+	if rd.known, err = rd.repo.Timelines(ctx); err != nil {
 		return err
 	}
-	if rd.opt.Timeline != 0 && !slices.Contains(timelines, rd.opt.Timeline) {
+	if rd.opt.Timeline != 0 && !slices.Contains(rd.known, rd.opt.Timeline) {
 		return fmt.Errorf("the repository has no timeline %d", rd.opt.Timeline)
 	}
-	tip := rd.opt.Timeline
-	if tip == 0 {
-		tip = slices.Max(timelines)
+	if rd.tip = rd.opt.Timeline; rd.tip == 0 {
+		rd.tip = slices.Max(rd.known)
 	}
-	rd.path, err = rd.repo.Path(ctx, tip, rd.cluster.SegmentSize, 0)
-	return err
+	return nil
 }
 
 // readRun tells what has happened in a stretch of WAL without a gap.
@@ -235,7 +256,7 @@ func (rd *reader) record(r *wal.Record) error {
 
 // narrowed reports whether only some transactions are wanted, and nothing else.
 func (rd *reader) narrowed() bool {
-	return rd.opt.XID != 0 || rd.opt.Relation != "" || rd.opt.Destructive
+	return rd.opt.XID != 0 || rd.opt.Relation != "" || rd.opt.Destructive || rd.opt.Lost
 }
 
 func (rd *reader) inTime(at time.Time) bool {
@@ -244,6 +265,9 @@ func (rd *reader) inTime(at time.Time) bool {
 
 // tell passes a transaction on if it is wanted.
 func (rd *reader) tell(e *wal.Ended) error {
+	if rd.opt.Lost && !e.Committed {
+		return nil
+	}
 	if !rd.inTime(e.Time) || rd.opt.XID != 0 && e.XID != rd.opt.XID && !slices.Contains(e.Subxacts, rd.opt.XID) {
 		return nil
 	}

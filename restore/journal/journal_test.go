@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
 	"runtime"
@@ -30,6 +31,8 @@ type world struct {
 	repo   *repo.Repo
 	arch   *archiver.Archiver
 	major  int
+	dsn    string
+	log    io.Writer // of the archiver
 }
 
 func newWorld(t *testing.T, settings ...string) *world {
@@ -43,15 +46,16 @@ func newWorld(t *testing.T, settings ...string) *world {
 	w := &world{t: t, repo: repo.New(files, "main", compressor), major: install.Major}
 	w.server = postmastertest.Start(t, install, postmastertest.Options{SegmentSizeMB: 1, Settings: append([]string{
 		"wal_keep_size=1GB", "max_prepared_transactions=5", "autovacuum=off", "timezone=UTC"}, settings...)})
+	w.dsn, w.log = fmt.Sprintf("postgres://postgres@127.0.0.1:%d/postgres?sslmode=disable", w.server.Port), os.Stderr
 	return w
 }
 
 // archive runs an archiver until the test ends or stop is called.
 func (w *world) archive() (stop func()) {
 	w.t.Helper()
-	a, err := archiver.New(archiver.Options{DSN: fmt.Sprintf("postgres://postgres@127.0.0.1:%d/postgres?sslmode=disable", w.server.Port), Slot: "pitr",
+	a, err := archiver.New(archiver.Options{DSN: w.dsn, Slot: "pitr",
 		FlushInterval: 50 * time.Millisecond, PartSizeMax: 1 << 20, BufferMax: 8 << 20, ShutdownGrace: 5 * time.Second, BackupBufferMax: 64 << 20,
-		CatalogInterval: time.Hour, CatalogRelationsMax: 10_000, Repo: w.repo, Log: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))})
+		CatalogInterval: time.Hour, CatalogRelationsMax: 10_000, Repo: w.repo, Log: slog.New(slog.NewTextHandler(w.log, &slog.HandlerOptions{Level: slog.LevelWarn}))})
 	if err != nil {
 		w.t.Fatal(err)
 	}

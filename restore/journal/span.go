@@ -34,17 +34,21 @@ type digest struct {
 // whose index is of an older program, are read unless it is certain that they need not be.
 func (rd *reader) span(ctx context.Context, run repo.Run) (s span, ok bool, err error) {
 	s = span{lead: run.Start, from: run.Start, to: run.End}
-	if rd.opt.From.IsZero() && rd.opt.To.IsZero() && rd.opt.XID == 0 {
+	begin := run.Start
+	switch {
+	case rd.after > begin:
+		begin = max(begin, rd.path.Size.Start(rd.after-min(rd.after, leadMax))) // nothing before it is read in any case
+	case rd.opt.From.IsZero() && rd.opt.To.IsZero() && rd.opt.XID == 0:
 		return s, true, nil
 	}
-	segments := rd.path.Segments(run.Start, run.End)
+	segments := rd.path.Segments(begin, run.End)
 	digests, err := rd.digests(ctx, segments)
 	if err != nil {
 		return s, false, err
 	}
 	first, last := len(digests), -1
 	for i, d := range digests {
-		if d.wanted {
+		if d.wanted && segments[i].End(rd.path.Size) > rd.after {
 			first, last = min(first, i), i
 		}
 	}
@@ -53,7 +57,7 @@ func (rd *reader) span(ctx context.Context, run repo.Run) (s span, ok bool, err 
 	}
 	lead, sure := leadOf(digests, first, last, rd.path.Size)
 	s.sure = sure
-	s.from = max(run.Start, segments[first].Start(rd.path.Size))
+	s.from = max(run.Start, rd.after, segments[first].Start(rd.path.Size))
 	s.to = min(run.End, segments[last].End(rd.path.Size))
 	s.lead = max(run.Start, segments[lead].Start(rd.path.Size))
 	if lead > 0 && digests[lead-1].unfinished != 0 {
