@@ -117,7 +117,8 @@ func (c *Conn) begin(l *Loop) {
 // Loop returns the loop that has the socket. It may be called on any thread.
 func (c *Conn) Loop() *Loop { return c.loop.Load() }
 
-// Take gives a socket that nobody uses to a loop, on whose thread it is called. What has arrived meanwhile is read there.
+// Take gives a socket that nobody uses to a loop, on whose thread it is called. What has arrived meanwhile is read there, and what was due is
+// sent there. A socket that cannot be given on is an error: the caller closes it.
 func (l *Loop) Take(c *Conn) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -128,8 +129,8 @@ func (l *Loop) Take(c *Conn) error {
 		}
 		return nil
 	}
-	if len(c.in) > 0 || len(c.out) > 0 || c.tls != nil && len(c.tls.plain) > 0 {
-		panic("loop: a socket is taken away while it is used")
+	if len(c.in) > 0 || c.stuck {
+		return errInUse
 	}
 	if err := old.poll.remove(c.fd); err != nil {
 		return fmt.Errorf("move a socket: %w", err)
@@ -142,8 +143,15 @@ func (l *Loop) Take(c *Conn) error {
 	if err := l.poll.add(c.fd, c.gen); err != nil { // reports what is there as an edge
 		return fmt.Errorf("move a socket: %w", err)
 	}
+	if c.dirty { // something became due in the batch in which it was given back; the old loop passes it over
+		c.dirty = false
+		c.soil(l)
+	}
 	return nil
 }
+
+// errInUse says that a socket has something that belongs to who had it before.
+var errInUse = errors.New("a socket is taken that is still in use")
 
 // SetWindow bounds what is read at once.
 func (c *Conn) SetWindow(n int) { c.window = int32(min(n, bufferLen)) }
