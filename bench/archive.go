@@ -206,7 +206,11 @@ func (r *archiveRace) waits(ctx context.Context, round int, latency time.Duratio
 		if err != nil {
 			return err
 		}
-		time.Sleep(eagerAfter)
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(eagerAfter):
+		}
 		for _, clients := range r.opt.clients {
 			r.store.set(latency)
 			report, err := r.pgbench(ctx, r.server, load{clients: clients, threads: min(2, clients), args: []string{"-f", script}, seconds: r.opt.seconds, sampling: 1})
