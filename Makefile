@@ -12,7 +12,7 @@ ROUNDS   ?= 20
 FUZZTIME ?= 20s
 PKG      ?= ./...
 ARGS     ?= pool
-TIMEOUT  ?= 15m
+TIMEOUT  ?= 30m
 
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 LDFLAGS := -s -w -X main.version=$(VERSION)
@@ -41,13 +41,23 @@ test: deps-test ## every test, on real Postgres and a real S3 server; PG=17|18, 
 	@$(use_pg) $(use_s3) set -x; CGO_ENABLED=1 go test -race -count=1 -timeout $(TIMEOUT) $(TESTFLAGS) $(PKG)
 
 .PHONY: torture
-torture: deps-test ## kill -9 at random, restore to random instants, count the rows; ROUNDS=20, SEED=…
-	@$(use_pg) $(use_s3) export PITR_TORTURE_ROUNDS=$(ROUNDS) PITR_TORTURE_SEED=$(SEED); \
+torture: deps-test ## random faults under full load; restores compared row by row with pg_waldump; ROUNDS=20, SEED=…, FIRST=1
+	@$(use_pg) $(use_s3) export PITR_TORTURE_ROUNDS=$(ROUNDS) PITR_TORTURE_SEED=$(SEED) PITR_TORTURE_FIRST=$(FIRST); \
 	scripts/matching.sh '^TestTorture' -v -race -count=1 -timeout 3h
+
+.PHONY: seconds
+seconds: deps-test ## restore to COUNT=100 instants of a server that does all that moves files about, and compare every row; PG=17|18, SEED=…
+	@$(use_pg) export PITR_SECONDS=$(or $(strip $(COUNT)),100) PITR_SECONDS_SEED=$(SEED); \
+	scripts/matching.sh '^TestAnySecond' -v -count=1 -timeout 3h
 
 .PHONY: fuzz
 fuzz: ## run each fuzz target for FUZZTIME=20s
 	@scripts/fuzz.sh $(FUZZTIME)
+
+.PHONY: regress
+regress: deps-test ## the decoder against pg_waldump on what PostgreSQL's own regression tests write; PG=15|17|18
+	@$(use_pg) PITR_REGRESS="$$(scripts/regress.sh $(or $(strip $(PG)),15))"; export PITR_REGRESS; \
+	go test -tags regress -count=1 -v -timeout 1h -run '^TestEveryRecordOfTheRegression' ./internal/wal
 
 .PHONY: stress
 stress: deps-test ## whose row is it: 200 clients, killed at random, on servers terminated at random, for MINUTES=5; SEED=…
@@ -104,4 +114,4 @@ deps-run:
 	@scripts/deps.sh postgresql
 
 deps-test:
-	@scripts/deps.sh gcc libc6-dev postgresql
+	@scripts/deps.sh gcc libc6-dev postgresql faketime

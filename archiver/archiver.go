@@ -14,24 +14,29 @@ import (
 
 	"github.com/robfig/cron/v3"
 
+	"pitr/archiver/replication"
 	"pitr/internal/pg"
 	"pitr/internal/repo"
 )
 
 // Options is what an Archiver needs; the fields are settings of the same names in config.
 type Options struct {
-	DSN              string
-	Slot             string
-	FlushInterval    time.Duration
-	PartSizeMax      int
-	BufferMax        int
-	PutsInFlight     int
-	ShutdownGrace    time.Duration
-	BackupSchedule   string // cron expression; empty: backups are taken by hand only
-	BackupBufferMax  int64
-	BackupWALWait    time.Duration
-	RetentionWindow  time.Duration
-	RetentionMinimum int
+	DSN             string
+	Slot            string
+	StreamFrom      replication.Role
+	FlushInterval   time.Duration
+	PartSizeMax     int
+	BufferMax       int
+	PutsInFlight    int
+	ShutdownGrace   time.Duration
+	Lease           time.Duration // zero: none, this is the only archiver
+	BackupSchedule  string        // cron expression; empty: backups are taken by hand only
+	BackupJitter    time.Duration // a backup of the schedule begins up to so much later
+	BackupBufferMax int64
+	BackupWALWait   time.Duration
+	BackupRules     BackupRules
+	Retention       Retention
+	SweepGrace      time.Duration
 
 	CatalogInterval     time.Duration // zero: no names are stored
 	CatalogRelationsMax int
@@ -46,18 +51,23 @@ type Archiver struct {
 	schedule cron.Schedule // nil: none
 	counts   counters
 	gapEnd   atomic.Uint64 // an LSN: the archive has a gap that ends there; zero: none is known
+	covered  atomic.Uint64 // an LSN: where the latest backup that is known on our way starts
 	backupMu sync.Mutex    // held while a backup runs: one at a time
 	catalog  catalogSum    // of the last one that was stored; sessions follow one another
+	lease    *lease        // nil: none
 
-	mu      sync.Mutex // guards what follows
-	current *session   // nil while not streaming
-	last    snapshot   // of the session before
-	contact time.Time  // when streaming ended, or we began
-	lastErr string
-	backups backupFacts
-	seen    sight         // the latest look at the server
-	wanted  chan string   // a backup is wanted, for this reason
-	began   chan struct{} // a stream has begun
+	mu           sync.Mutex // guards what follows
+	current      *session   // nil while not streaming
+	last         snapshot   // of the session before
+	contact      time.Time  // when streaming ended, or we began
+	way          way        // of the latest stream
+	resuming     time.Time  // when a session has reached Postgres; zero: none has
+	exposedSince time.Time  // no backup lies behind a gap; zero: one does, or there is none
+	lastErr      string
+	backups      backupFacts
+	seen         sight         // the latest look at the server
+	wanted       chan string   // a backup is wanted, for this reason
+	began        chan struct{} // a stream has begun
 }
 
 // New checks the options.
@@ -70,6 +80,9 @@ func New(opt Options) (*Archiver, error) {
 		}
 		a.schedule = schedule
 	}
+	if opt.Lease > 0 {
+		a.lease = newLease(a)
+	}
 	return a, nil
 }
 
@@ -79,14 +92,23 @@ const (
 	reconnectPauseMax = 10 * time.Second
 )
 
-// Run archives until ctx ends, then stores what it has received within the shutdown grace and returns nil. It returns an error only
-// for what waiting cannot mend: a repository that belongs to another cluster or holds another history.
+// Run archives whenever it holds the lease, if there is one, until ctx ends. Its error is that of archive.
 func (a *Archiver) Run(ctx context.Context) error {
+	if a.lease == nil {
+		return a.archive(ctx)
+	}
+	return a.lease.run(ctx, a.archive)
+}
+
+// archive streams until ctx ends, then stores what it has received within the shutdown grace and returns nil. It returns an error only
+// for what waiting cannot mend: a repository that belongs to another cluster or holds another history.
+func (a *Archiver) archive(ctx context.Context) error {
 	backups, stopBackups := context.WithCancel(ctx)
 	var tasks sync.WaitGroup
 	tasks.Go(func() { a.runBackups(backups) })
 	tasks.Go(func() { a.runWatch(backups) })
-	tasks.Go(func() { a.keepStandbySlots(backups) })
+	tasks.Go(func() { a.runSweep(backups) })
+	tasks.Go(func() { a.keepOtherSlots(backups) })
 	defer tasks.Wait()
 	defer stopBackups()
 	for pause := reconnectPauseMin; ; {
@@ -99,10 +121,10 @@ func (a *Archiver) Run(ctx context.Context) error {
 			return err
 		}
 		a.noteError(err)
-		a.opt.Log.Warn("streaming was interrupted", "error", err, "again_in", pause)
-		if time.Since(begin) > reconnectPauseMax {
+		if time.Since(begin) > reconnectPauseMax || errors.Is(err, errTakenOver) {
 			pause = reconnectPauseMin
 		}
+		a.opt.Log.Warn("streaming was interrupted", "error", err, "again_in", pause)
 		timer := time.NewTimer(pause)
 		select {
 		case <-ctx.Done():
@@ -133,13 +155,19 @@ func (a *Archiver) wantBackup(reason string) {
 
 // stream runs one session: it connects, finds where to go on, and follows the server's timelines.
 func (a *Archiver) stream(ctx context.Context) error {
-	s := &session{archiver: a, opt: a.opt, log: a.opt.Log}
+	s := &session{archiver: a, opt: a.opt, log: a.opt.Log, nudge: make(chan struct{}, 1)}
 	defer s.close()
 	if err := s.connect(ctx); err != nil {
 		return err
 	}
+	a.setResuming(time.Now())
+	defer a.setResuming(time.Time{})
+	a.setWay(way{s.system.Timeline, s.history})
 	at, err := s.resumePoint(ctx)
 	if err != nil {
+		return err
+	}
+	if err := s.noteJoints(ctx, at); err != nil {
 		return err
 	}
 	a.setSession(s)
@@ -163,6 +191,13 @@ func (a *Archiver) setSession(s *session) {
 	if s != nil {
 		a.lastErr = ""
 	}
+}
+
+// lastContact is when streaming last ended, or we began: what the server has written since may not have arrived yet.
+func (a *Archiver) lastContact() time.Time {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.contact
 }
 
 // position is a place on a timeline.

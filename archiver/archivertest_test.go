@@ -121,7 +121,7 @@ func (b *bench) dsn() string {
 
 func (b *bench) options() Options {
 	return Options{DSN: b.dsn(), Slot: "pitr", FlushInterval: 50 * time.Millisecond, PartSizeMax: 1 << 20, BufferMax: 8 << 20, PutsInFlight: 8,
-		ShutdownGrace: 5 * time.Second, BackupBufferMax: 64 << 20, BackupWALWait: 3 * time.Minute, RetentionWindow: time.Hour, RetentionMinimum: 1,
+		ShutdownGrace: 5 * time.Second, BackupBufferMax: 64 << 20, BackupWALWait: 3 * time.Minute, Retention: Retention{Window: time.Hour, Minimum: 1},
 		Repo: b.repo, Log: slog.New(slog.NewTextHandler(b.log, nil))}
 }
 
@@ -262,10 +262,19 @@ func (b *bench) compareWAL(tli pg.Timeline) int {
 	return compared
 }
 
+func (b *bench) backupOptions() BackupOptions {
+	opt := b.options()
+	return BackupOptions{DSN: opt.DSN, Repo: opt.Repo, BufferMax: opt.BackupBufferMax, WALWait: opt.BackupWALWait, Log: opt.Log}
+}
+
 func (b *bench) backup() repo.Backup {
 	b.t.Helper()
-	opt := b.options()
-	backup, err := TakeBackup(b.t.Context(), BackupOptions{DSN: opt.DSN, Repo: opt.Repo, BufferMax: opt.BackupBufferMax, WALWait: opt.BackupWALWait, Log: opt.Log})
+	return b.backupWith(b.backupOptions())
+}
+
+func (b *bench) backupWith(opt BackupOptions) repo.Backup {
+	b.t.Helper()
+	backup, err := TakeBackup(b.t.Context(), opt)
 	if err != nil {
 		b.t.Fatal(err)
 	}

@@ -1,14 +1,10 @@
 package archiver
 
 import (
-	"archive/tar"
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
-	"path"
-	"path/filepath"
 	"time"
 
 	"pitr/archiver/replication"
@@ -24,14 +20,56 @@ type BackupOptions struct {
 	WALWait   time.Duration // how long to wait for the backup's WAL in the repository; backup.wal_wait
 	Log       *slog.Logger
 	Progress  func(BackupProgress) // may be nil; called from one goroutine
+
+	Full bool // refer to no other backup
+	BackupRules
+
+	only replication.Host // that the backup is taken from; zero: where DSN leads to
 }
+
+// BackupRules are settings of every backup, those of the section backup with the same names.
+type BackupRules struct {
+	Incremental      IncrementalMode
+	ChecksumFailures ChecksumPolicy
+	RepackBelow      int              // percent of a pack; zero: never
+	RateRead         int64            // bytes per second from the server; zero: no limit
+	RateUpload       int64            // bytes per second to the store; zero: no limit
+	From             replication.Role // the zero role: the primary of several hosts, a single one whatever it is
+}
+
+// IncrementalMode says whether the server is asked what has changed.
+type IncrementalMode string
+
+// The zero mode is to ask it.
+const (
+	IncrementalAuto IncrementalMode = "auto"
+	IncrementalOff  IncrementalMode = "off"
+)
+
+// ChecksumPolicy says what becomes of a backup with pages whose checksum is wrong.
+type ChecksumPolicy string
+
+// The zero policy is to warn.
+const (
+	ChecksumsWarn ChecksumPolicy = "warn" // it exists, and says how many pages they are
+	ChecksumsStop ChecksumPolicy = "stop" // it does not exist
+)
 
 // BackupProgress is how far a backup has come.
 type BackupProgress struct {
 	Files       int
-	Bytes       int64
-	StoredBytes int64
+	Bytes       int64 // hashed
+	StoredBytes int64 // uploaded
+	Extents     int
+	Reused      int   // of the extents: not uploaded, since the repository has them
+	Expected    int64 // of Bytes, in the end; zero: not known
 }
+
+// ErrChecksum says that pages of the server have wrong checksums, and that the backup was not made for that.
+var ErrChecksum = errors.New("pages of the server have wrong checksums")
+
+// ErrPackGone says that a pack was removed while a backup was being taken that refers to it.
+var ErrPackGone = errors.New("a pack that it refers to was removed meanwhile")
 
 // ErrNoWAL says that a backup's WAL did not arrive in the repository.
 var ErrNoWAL = errors.New("its WAL did not arrive in the repository")
@@ -39,15 +77,13 @@ var ErrNoWAL = errors.New("its WAL did not arrive in the repository")
 // BackupIDLayout is the form of a backup's id: when it began, in UTC.
 const BackupIDLayout = "20060102T150405Z"
 
-// backupSettings are recorded with a backup: those whose values recovery needs at least as high (CheckRequiredParameterValues in
-// src/backend/access/transam/xlogrecovery.c), and what an operator wants to know before a restore.
-const backupSettings = `SELECT name, setting FROM pg_catalog.pg_settings WHERE name IN ('max_connections', 'max_worker_processes',
- 'max_wal_senders', 'max_prepared_transactions', 'max_locks_per_transaction', 'wal_level', 'data_checksums', 'server_version_num',
- 'shared_preload_libraries', 'config_file', 'hba_file', 'data_directory', 'block_size')`
-
 // TakeBackup streams a base backup into the repository. The backup exists when it returns nil, and not before (law 4). Its WAL must
 // come from an archiver that is running, this one or another.
 func TakeBackup(ctx context.Context, opt BackupOptions) (repo.Backup, error) {
+	opt, err := opt.choose(ctx)
+	if err != nil {
+		return repo.Backup{}, fmt.Errorf("base backup: %w", err)
+	}
 	b, err := takeBackup(ctx, opt)
 	if err != nil {
 		return repo.Backup{}, fmt.Errorf("base backup: %w", err)
@@ -60,194 +96,169 @@ func takeBackup(ctx context.Context, opt BackupOptions) (repo.Backup, error) {
 	if err != nil {
 		return b, err
 	}
-	conn, err := replication.Connect(ctx, replication.ConnectOptions{DSN: opt.DSN, ApplicationName: "pitr backup", Replication: true})
+	// Before files are read, since to ask sets hint bits in catalogs.
+	origin, err := readOrigin(ctx, opt, b.Major)
+	if err != nil && ctx.Err() == nil { // a backup that says less is better than none
+		opt.Log.Warn("collations, extensions and configuration of the server were not recorded with the backup", "error", err)
+	}
+	stored, err := opt.Repo.StoredPacks(ctx)
 	if err != nil {
 		return b, err
 	}
-	base, err := conn.StartBaseBackup(ctx, "pitr "+b.ID)
+	manifests, err := opt.Repo.BackupIDs(ctx)
 	if err != nil {
 		return b, err
 	}
-	b.Start, b.Timeline = base.Start, base.Timeline
-	opt.Log.Info("base backup started", "backup", b.ID, "start", b.Start, "timeline", b.Timeline)
-	manifest, err := copyFiles(ctx, opt, base, &b)
-	if err = errors.Join(err, base.Close()); err != nil {
+	running, err := opt.Repo.RunningBackups(ctx)
+	if err != nil {
 		return b, err
 	}
-	b.Stop = base.Stop
-	if b.StopTime, err = serverClock(ctx, opt.DSN); err != nil {
+	b.ID = freeID(b.StartTime, func(id string) bool {
+		_, hasPacks := stored[id]
+		_, runs := running[id]
+		return hasPacks || manifests[id] || runs
+	})
+	before, err := findPrevious(ctx, opt, b, stored)
+	if errors.Is(err, repo.ErrBegun) && ctx.Err() == nil {
+		return takeBackup(ctx, opt) // under another id, now that the mark is seen
+	}
+	defer endRunning(ctx, opt, b.ID)
+	if err != nil {
+		return b, err
+	}
+	since, reason := newComparison(before, b)
+	if reason != "" {
+		opt.Log.Info("what has changed is not compared with the WAL", "because", reason)
+	}
+	increments, reason, err := newIncrements(ctx, opt, b, before)
+	if err != nil {
+		return b, err
+	}
+	if reason != "" {
+		opt.Log.Info("the server is not asked what has changed, and sends everything", "because", reason)
+	}
+	files, err := stream(ctx, opt, &b, before, since, increments)
+	err = errors.Join(err, increments.close(ctx))
+	if increments != nil && errors.Is(err, replication.ErrNotIncremental) && ctx.Err() == nil {
+		opt.Log.Warn("the server is asked for everything", "because", err)
+		opt.Incremental = IncrementalOff
+		return takeBackup(ctx, opt) // under another id, if packs were put under this one
+	}
+	if err != nil {
+		return b, err
+	}
+	if b.StopTime, err = serverClock(ctx, opt); err != nil {
 		return b, err
 	}
 	if err := waitForWAL(ctx, opt, b); err != nil {
 		return b, err
 	}
-	if err := manifest.Publish(ctx, b); err != nil {
+	if err := since.check(ctx, opt, before.manifest, &b); err != nil {
 		return b, err
 	}
-	took := b.StopTime.Sub(b.StartTime)
-	opt.Log.Info("base backup finished", "backup", b.ID, "files", b.Files, "bytes", b.Bytes, "stored_bytes", b.StoredBytes, "packs", len(b.Packs),
-		"start", b.Start, "stop", b.Stop, "took", took.Round(time.Millisecond))
-	return b, nil
+	return b, publish(ctx, opt, &b, files, origin)
 }
 
-// describeServer checks that the repository is this cluster's and gathers what the manifest says of the server.
-func describeServer(ctx context.Context, opt BackupOptions) (b repo.Backup, err error) {
-	conn, err := replication.Connect(ctx, replication.ConnectOptions{DSN: opt.DSN, ApplicationName: "pitr backup", Replication: true})
-	if err != nil {
-		return b, err
+// endRunningWithin bounds how long the end of a backup waits for the store to forget that it was running.
+const endRunningWithin = 10 * time.Second
+
+// endRunning says that a backup has ended, whatever has become of it. When that fails, expiry waits for what it might refer to.
+func endRunning(ctx context.Context, opt BackupOptions, id string) {
+	if opt.Full {
+		return // it refers to nothing, and has not said anything
 	}
-	defer func() { err = errors.Join(err, conn.Close(ctx)) }()
-	system, err := conn.IdentifySystem(ctx)
-	if err != nil {
-		return b, err
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), endRunningWithin)
+	defer cancel()
+	if err := opt.Repo.EndBackup(ctx, id); err != nil && !errors.Is(err, repo.ErrDenied) {
+		opt.Log.Warn("a backup that has ended is still marked as running", "backup", id, "error", err)
 	}
-	size, err := conn.SegmentSize(ctx)
-	if err != nil {
-		return b, err
-	}
-	now, err := serverClock(ctx, opt.DSN)
-	if err != nil {
-		return b, err
-	}
-	cluster := repo.Cluster{SystemID: system.ID, SegmentSize: size, Created: now.Truncate(time.Second)}
-	if err := opt.Repo.Bind(ctx, cluster); err != nil {
-		return b, err
-	}
-	b = repo.Backup{SystemID: system.ID, SegmentSize: size, ServerVersion: conn.ServerVersion(), ExtentSize: repo.ExtentSize,
-		StartTime: now}
-	if b.Major, err = conn.Major(); err != nil {
-		return b, err
-	}
-	if b.Settings, err = readSettings(ctx, opt.DSN); err != nil {
-		return b, err
-	}
-	b.ID, err = freeID(ctx, opt.Repo, now)
-	return b, err
 }
 
-func readSettings(ctx context.Context, dsn string) (settings map[string]string, err error) {
-	conn, err := replication.Connect(ctx, replication.ConnectOptions{DSN: dsn, ApplicationName: "pitr backup"})
+// stream has the server send a base backup, and stores it but for the manifest.
+func stream(ctx context.Context, opt BackupOptions, b *repo.Backup, before previous, since *comparison, increments *increments) ([]*repo.File, error) {
+	conn, err := opt.connect(ctx, "", true)
 	if err != nil {
 		return nil, err
 	}
-	defer func() { err = errors.Join(err, conn.Close(ctx)) }()
-	rows, err := conn.Query(ctx, backupSettings)
+	ask := replication.BaseBackupOptions{Label: "pitr " + b.ID}
+	if increments != nil {
+		ask.Previous = increments.manifest
+	}
+	base, err := conn.StartBaseBackup(ctx, ask)
 	if err != nil {
 		return nil, err
 	}
-	settings = map[string]string{}
-	for _, row := range rows {
-		settings[row[0]] = row[1]
+	b.Start, b.Timeline = base.Start, base.Timeline
+	opt.Log.Info("base backup started", "backup", b.ID, "start", b.Start, "timeline", b.Timeline, "incremental", increments != nil, "standby", b.FromStandby)
+	if err := archivedFrom(ctx, opt, b); err != nil {
+		return nil, errors.Join(err, base.Close())
 	}
-	return settings, nil
+	files, err := copyFiles(ctx, opt, base, b, before, since, increments)
+	if err = errors.Join(err, base.Close()); err != nil {
+		return nil, err
+	}
+	b.Stop = base.Stop
+	return files, nil
 }
 
-// serverClock asks the server for its time. A restore to a time compares it with the times of commits, which are the server's too;
-// the clock of this machine may differ.
-func serverClock(ctx context.Context, dsn string) (now time.Time, err error) {
-	conn, err := replication.Connect(ctx, replication.ConnectOptions{DSN: dsn, ApplicationName: "pitr backup"})
-	if err != nil {
-		return time.Time{}, err
-	}
-	defer func() { err = errors.Join(err, conn.Close(ctx)) }()
-	return readClock(ctx, conn)
-}
-
-// freeID is the id of a backup that begins now, or a second or more later when ids are taken.
-func freeID(ctx context.Context, r *repo.Repo, now time.Time) (string, error) {
-	packs, err := r.StoredPacks(ctx)
-	if err != nil {
-		return "", err
-	}
-	for {
-		id := now.Format(BackupIDLayout)
-		if _, taken := packs[id]; !taken {
-			return id, nil
-		}
-		now = now.Add(time.Second)
-	}
-}
-
-// copyFiles reads the archives and returns the manifest's lines.
-func copyFiles(ctx context.Context, opt BackupOptions, base *replication.BaseBackup, b *repo.Backup) (*repo.ManifestWriter, error) {
-	p := newPipeline(ctx, opt, b.ID)
-	err := readArchives(base, b, p)
-	packs, files, waitErr := p.finish(err)
-	if waitErr != nil {
-		return nil, waitErr
-	}
-	b.Packs = packs
+// publish writes the manifest, once what it refers to is known to be there.
+func publish(ctx context.Context, opt BackupOptions, b *repo.Backup, files []*repo.File, origin *repo.Origin) error {
 	manifest := opt.Repo.NewManifest()
+	manifest.Origin = origin
 	for _, f := range files {
-		b.Bytes += f.Size
 		if err := manifest.Add(*f); err != nil {
-			return nil, err
+			return err
 		}
 	}
 	b.Files = len(files)
-	for _, pack := range packs {
-		b.StoredBytes += pack.Size
+	missing, err := opt.Repo.MissingPacks(ctx, b.Packs)
+	if err != nil {
+		return err
 	}
-	return manifest, nil
+	if len(missing) > 0 {
+		return fmt.Errorf("%w: %s, and %d more", ErrPackGone, missing[0].Key, len(missing)-1)
+	}
+	if err := manifest.Publish(ctx, *b); err != nil {
+		return err
+	}
+	opt.Log.Info("base backup finished", "backup", b.ID, "files", b.Files, "bytes", b.Bytes, "uploaded_bytes", b.UploadedBytes(), "referred_bytes", b.ReferredBytes,
+		"packs", len(b.Packs), "previous", b.Previous, "checksum_failures", b.ChecksumFailures, "start", b.Start, "stop", b.Stop,
+		"took", b.StopTime.Sub(b.StartTime).Round(time.Millisecond))
+	return nil
 }
 
-func readArchives(base *replication.BaseBackup, b *repo.Backup, p *pipeline) error {
-	for {
-		archive, content, err := base.Next()
-		if err != nil {
-			if errors.Is(err, io.EOF) && base.Stop != 0 {
-				return nil
-			}
-			return err
-		}
-		switch {
-		case archive.Manifest:
-			// Stored like a file of the data directory, where pg_verifybackup looks for it.
-			err = p.addUnsized("backup_manifest", content)
-		case archive.TablespaceOID == "":
-			err = readTar(content, "", p)
-		default:
-			b.Tablespaces = append(b.Tablespaces, repo.Tablespace{OID: archive.TablespaceOID, Path: archive.TablespacePath})
-			err = readTar(content, "pg_tblspc/"+archive.TablespaceOID+"/", p)
-		}
-		if err != nil {
-			return err
-		}
+// copyFiles reads the archives and returns the files of the manifest.
+func copyFiles(ctx context.Context, opt BackupOptions, base *replication.BaseBackup, b *repo.Backup, before previous, since *comparison, increments *increments) ([]*repo.File, error) {
+	pages := &pageChecks{}
+	if checksPages(b.Settings) {
+		pages.start = b.Start
 	}
-}
-
-// readTar hands every entry of an archive to the pipeline.
-func readTar(content io.Reader, prefix string, p *pipeline) error {
-	archive := tar.NewReader(content)
-	for {
-		entry, err := archive.Next()
-		if errors.Is(err, io.EOF) {
-			return nil
-		}
-		if err != nil {
-			return fmt.Errorf("read the archive %q: %w", prefix, err)
-		}
-		name := path.Clean(prefix + entry.Name)
-		if name == "." {
-			continue
-		}
-		if !filepath.IsLocal(name) {
-			return fmt.Errorf("read the archive %q: the name %q leaves the data directory", prefix, entry.Name)
-		}
-		f := &repo.File{Path: name, Mode: uint32(entry.Mode & 0o777), Size: entry.Size, ModTime: entry.ModTime.UTC()}
-		switch entry.Typeflag {
-		case tar.TypeReg:
-			err = p.add(f, archive)
-		case tar.TypeDir:
-			f.Type, f.Size = repo.TypeDir, 0
-			err = p.add(f, nil)
-		default:
-			err = fmt.Errorf("read the archive %q: %s is of type %q, which a base backup does not contain", prefix, name, entry.Typeflag)
-		}
-		if err != nil {
-			return err
-		}
+	p := newPipeline(ctx, opt, b.ID, before.known, pages, since)
+	if before.backup != nil {
+		b.Previous, p.progress.Expected = before.backup.ID, before.backup.Bytes
 	}
+	if increments != nil {
+		increments.filler.start(p)
+	}
+	archives := archiveFiles{p, increments, &rate{limit: opt.RateRead}}
+	err := archives.read(base, b)
+	if err != nil {
+		p.cancel(err)
+	}
+	if increments != nil {
+		increments.filler.finish()
+	}
+	if err := p.finish(err); err != nil {
+		return nil, err
+	}
+	p.account(b)
+	if b.ChecksumFailures, err = pages.confirm(ctx, opt); err != nil {
+		return nil, err
+	}
+	if b.ChecksumFailures > 0 && opt.ChecksumFailures == ChecksumsStop {
+		return nil, fmt.Errorf("%w: %d of them; backup.checksum_failures says to stop", ErrChecksum, b.ChecksumFailures)
+	}
+	return p.files, nil
 }
 
 // walPoll is how often the repository is asked whether a backup's WAL has arrived.

@@ -19,8 +19,8 @@ import (
 	"pitr/internal/repo"
 )
 
-// serverManifest is the server's own backup_manifest: "Backup Manifest Format" of the PostgreSQL manual.
-type serverManifest struct {
+// manifestOfServer is the server's own backup_manifest: "Backup Manifest Format" of the PostgreSQL manual.
+type manifestOfServer struct {
 	Files []struct {
 		Path      string
 		Size      int64
@@ -48,7 +48,7 @@ func readBack(t *testing.T, r *repo.Repo, m *repo.Manifest, open func(f repo.Fil
 			if err := errors.Join(err, body.Close()); err != nil {
 				t.Fatal(err)
 			}
-			plain, err := repo.DecodeExtent(frame, int(min(repo.ExtentSize, f.Size-int64(i)*repo.ExtentSize)), e.Hash)
+			plain, err := r.OpenExtent(t.Context(), m.Packs[e.Pack], e, frame, int(min(repo.ExtentSize, f.Size-int64(i)*repo.ExtentSize)))
 			if err != nil {
 				t.Fatalf("%s: %v", f.Path, err)
 			}
@@ -57,6 +57,54 @@ func readBack(t *testing.T, r *repo.Repo, m *repo.Manifest, open func(f repo.Fil
 			}
 		}
 	}
+}
+
+// countedAsSent reads a backup back and compares each file with what the server's manifest says of it.
+func (b *bench) countedAsSent(r *repo.Repo, id string) (*repo.Manifest, manifestOfServer) {
+	t := b.t
+	t.Helper()
+	m, err := r.ReadManifest(t.Context(), id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	hashes := map[string][2]hash.Hash{}
+	sizes := map[string]int64{}
+	var manifest strings.Builder
+	readBack(t, r, m, func(f repo.File) io.Writer {
+		if f.Path == "backup_manifest" {
+			return &manifest
+		}
+		if f.Type == repo.TypeDir {
+			return io.Discard
+		}
+		sizes[f.Path] = f.Size
+		hashes[f.Path] = [2]hash.Hash{crc32.New(crc32.MakeTable(crc32.Castagnoli)), sha256.New()}
+		return io.MultiWriter(hashes[f.Path][0], hashes[f.Path][1])
+	})
+	var server manifestOfServer
+	if err := json.Unmarshal([]byte(manifest.String()), &server); err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range server.Files {
+		h, there := hashes[want.Path]
+		if !there {
+			t.Errorf("%s is in the server's manifest and not in ours", want.Path)
+			continue
+		}
+		got := fmt.Sprintf("%x", h[1].Sum(nil))
+		if want.Algorithm == "CRC32C" {
+			sum := h[0].Sum(nil)
+			got = fmt.Sprintf("%02x%02x%02x%02x", sum[3], sum[2], sum[1], sum[0]) // the server prints it as it lies in memory
+		}
+		if got != want.Checksum || sizes[want.Path] != want.Size {
+			t.Errorf("%s: %d bytes with %s %s, the server has sent %d with %s", want.Path, sizes[want.Path], want.Algorithm, got, want.Size, want.Checksum)
+		}
+		delete(hashes, want.Path)
+	}
+	for name := range hashes {
+		t.Errorf("%s is in our manifest and not in the server's", name)
+	}
+	return m, server
 }
 
 func TestBackupHoldsEveryFileAsTheServerCountedIt(t *testing.T) {
@@ -80,50 +128,12 @@ func TestBackupHoldsEveryFileAsTheServerCountedIt(t *testing.T) {
 	a.archived(1)
 	backup := b.backup()
 	<-over
-	m, err := b.repo.ReadManifest(t.Context(), backup.ID)
-	if err != nil {
-		t.Fatal(err)
-	}
-	hashes := map[string][2]hash.Hash{}
-	sizes := map[string]int64{}
-	var manifest strings.Builder
-	readBack(t, b.repo, m, func(f repo.File) io.Writer {
-		if f.Path == "backup_manifest" {
-			return &manifest
-		}
-		if f.Type == repo.TypeDir {
-			return io.Discard
-		}
-		sizes[f.Path] = f.Size
-		hashes[f.Path] = [2]hash.Hash{crc32.New(crc32.MakeTable(crc32.Castagnoli)), sha256.New()}
-		return io.MultiWriter(hashes[f.Path][0], hashes[f.Path][1])
-	})
-	var server serverManifest
-	if err := json.Unmarshal([]byte(manifest.String()), &server); err != nil {
-		t.Fatal(err)
-	}
+	m, server := b.countedAsSent(b.repo, backup.ID)
 	inSpace := 0
-	for _, want := range server.Files {
-		h, there := hashes[want.Path]
-		if !there {
-			t.Errorf("%s is in the server's manifest and not in ours", want.Path)
-			continue
-		}
-		got := fmt.Sprintf("%x", h[1].Sum(nil))
-		if want.Algorithm == "CRC32C" {
-			sum := h[0].Sum(nil)
-			got = fmt.Sprintf("%02x%02x%02x%02x", sum[3], sum[2], sum[1], sum[0]) // the server prints it as it lies in memory
-		}
-		if got != want.Checksum || sizes[want.Path] != want.Size {
-			t.Errorf("%s: %d bytes with %s %s, the server has sent %d with %s", want.Path, sizes[want.Path], want.Algorithm, got, want.Size, want.Checksum)
-		}
-		if strings.HasPrefix(want.Path, "pg_tblspc/") {
+	for _, f := range server.Files {
+		if strings.HasPrefix(f.Path, "pg_tblspc/") {
 			inSpace++
 		}
-		delete(hashes, want.Path)
-	}
-	for name := range hashes {
-		t.Errorf("%s is in our manifest and not in the server's", name)
 	}
 	if len(server.Files) < 900 || inSpace == 0 || len(m.Tablespaces) != 1 || m.Tablespaces[0].Path != space {
 		t.Errorf("%d files, %d in a tablespace; tablespaces %v", len(server.Files), inSpace, m.Tablespaces)
@@ -136,8 +146,9 @@ func TestBackupHoldsEveryFileAsTheServerCountedIt(t *testing.T) {
 
 func TestBackupWhoseWALDoesNotArriveDoesNotExist(t *testing.T) {
 	b := newBench(t, 16)
-	opt := b.options()
-	_, err := TakeBackup(t.Context(), BackupOptions{DSN: opt.DSN, Repo: opt.Repo, BufferMax: opt.BackupBufferMax, WALWait: time.Second, Log: opt.Log})
+	opt := b.backupOptions()
+	opt.WALWait = time.Second
+	_, err := TakeBackup(t.Context(), opt)
 	if !errors.Is(err, ErrNoWAL) {
 		t.Errorf("got %v", err)
 	}
@@ -151,25 +162,41 @@ func (b *bench) noBackup() {
 	}
 }
 
-func TestBackupThatTheServerCallsCorruptDoesNotExist(t *testing.T) {
+func TestBackupSaysWhichPagesAreWrongAndDoesNotExistIfItShallNot(t *testing.T) {
 	b := newBench(t, 16)
-	b.query("create table t as select i, repeat('x', 500) from generate_series(1, 1000) i; checkpoint")
-	name := filepath.Join(b.server.Dir, b.query("select pg_relation_filepath('t')"))
-	f, err := os.OpenFile(name, os.O_RDWR, 0)
+	b.query("create table t as select i, repeat('x', 500) from generate_series(1, 1000) i; create table zeros (i int); checkpoint")
+	relation := b.query("select pg_relation_filepath('t')")
+	f, err := os.OpenFile(filepath.Join(b.server.Dir, relation), os.O_RDWR, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if _, err := f.WriteAt([]byte("a disk went bad"), 3*8192+4000); err != nil || f.Close() != nil {
 		t.Fatal(err)
 	}
+	// A page that was never written is all zeros, which is no defect.
+	if err := os.Truncate(filepath.Join(b.server.Dir, b.query("select pg_relation_filepath('zeros')")), 2*8192); err != nil {
+		t.Fatal(err)
+	}
 	a := b.run(b.options())
 	a.archived(b.written())
-	opt := b.options()
-	_, err = TakeBackup(t.Context(), BackupOptions{DSN: opt.DSN, Repo: opt.Repo, BufferMax: opt.BackupBufferMax, WALWait: opt.BackupWALWait, Log: opt.Log})
-	if err == nil || !strings.Contains(err.Error(), "checksum verification failure") {
-		t.Errorf("the server said that a checksum is wrong; the backup ended with %v", err)
+	opt := b.backupOptions()
+	opt.ChecksumFailures = ChecksumsStop
+	if _, err = TakeBackup(t.Context(), opt); !errors.Is(err, ErrChecksum) {
+		t.Errorf("a page is wrong; the backup ended with %v", err)
 	}
 	b.noBackup()
+	opt.ChecksumFailures = ChecksumsWarn
+	backup, err := TakeBackup(t.Context(), opt)
+	if err != nil || backup.ChecksumFailures != 1 {
+		t.Errorf("%d pages are wrong, %v", backup.ChecksumFailures, err)
+	}
+	if want := fmt.Sprintf("file=%s page=3 block=3", relation); !strings.Contains(b.log.String(), want) {
+		t.Errorf("the log does not have %q", want)
+	}
+	backups, err := b.repo.Backups(t.Context())
+	if err != nil || len(backups) != 1 || backups[0].ChecksumFailures != 1 {
+		t.Errorf("backups %v, %v", backups, err)
+	}
 }
 
 func TestBackupThatCannotBeStoredDoesNotExist(t *testing.T) {
@@ -184,8 +211,7 @@ func TestBackupThatCannotBeStoredDoesNotExist(t *testing.T) {
 			}
 			return put()
 		})
-		opt := b.options()
-		_, err := TakeBackup(t.Context(), BackupOptions{DSN: opt.DSN, Repo: opt.Repo, BufferMax: opt.BackupBufferMax, WALWait: opt.BackupWALWait, Log: opt.Log})
+		_, err := TakeBackup(t.Context(), b.backupOptions())
 		if !errors.Is(err, broken) {
 			t.Errorf("%s: %v", what, err)
 		}

@@ -191,7 +191,7 @@ func (c *cataloguer) relations(ctx context.Context, database string, limit int) 
 
 // query runs one statement in a database, that of the DSN where it is "". It also notes clock and position in catalog, if that is not nil.
 func (c *cataloguer) query(ctx context.Context, database, sql string, catalog *repo.Catalog) (rows [][]string, err error) {
-	conn, err := replication.Connect(ctx, replication.ConnectOptions{DSN: c.session.opt.DSN, Database: database, ApplicationName: c.session.opt.Slot + " catalog"})
+	conn, err := replication.Connect(ctx, replication.ConnectOptions{DSN: c.session.opt.DSN, Database: database, ApplicationName: c.session.opt.Slot + " catalog", Role: c.session.opt.StreamFrom})
 	if err != nil {
 		return nil, err
 	}
@@ -200,7 +200,7 @@ func (c *cataloguer) query(ctx context.Context, database, sql string, catalog *r
 		if catalog.Time, err = readClock(ctx, conn); err != nil {
 			return nil, err
 		}
-		at, err := conn.Query(ctx, "SELECT pg_catalog.pg_current_wal_flush_lsn()")
+		at, err := conn.Query(ctx, "SELECT CASE WHEN pg_catalog.pg_is_in_recovery() THEN pg_catalog.pg_last_wal_replay_lsn() ELSE pg_catalog.pg_current_wal_flush_lsn() END")
 		if err != nil {
 			return nil, err
 		}

@@ -106,7 +106,9 @@ func TestCatalogThatNamesWhatIsKeptStays(t *testing.T) {
 		removed int
 		kept    []pg.LSN
 	}{{9, 0, []pg.LSN{10, 20, 30}}, {25, 1, []pg.LSN{20, 30}}, {30, 1, []pg.LSN{30}}, {1000, 0, []pg.LSN{30}}} {
-		n, err := expireCatalogs(t.Context(), r, 1, step.before)
+		var done removal
+		err := expireCatalogs(t.Context(), r, 1, step.before, &done)
+		n := done.Removed
 		keys, listErr := r.Catalogs(t.Context(), 1)
 		var kept []pg.LSN
 		for _, key := range keys {

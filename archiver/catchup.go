@@ -89,6 +89,7 @@ func (r *receiver) catchUp(ctx context.Context, stream *replication.Stream) erro
 		if event.TimelineEnded {
 			return fmt.Errorf("timeline %d ended at %s on the server, and the repository holds WAL of it up to %s", r.timeline, event.Switch, r.again.to)
 		}
+		r.serverEnd = event.ServerEnd
 		if event.ReplyRequested {
 			// Nothing of the open segment is acknowledged before it was compared.
 			begin := r.size.Start(r.resume)
@@ -113,8 +114,7 @@ func (r *receiver) takeAgain(ctx context.Context, event replication.Event) error
 	r.beginDecoding(event.WAL)
 	content := event.WAL[:min(uint64(len(event.WAL)), uint64(r.again.to-r.at))]
 	if _, err := r.decoder.Write(content); err != nil {
-		r.session.archiver.counts.corrupt.Add(1)
-		return fmt.Errorf("resume: %w", err)
+		return r.refuse(ctx, content, err)
 	}
 	r.keep(r.at, content)
 	r.again.add(r.at, content)

@@ -2,6 +2,7 @@ package archiver
 
 import (
 	"context"
+	"errors"
 	"strconv"
 	"time"
 
@@ -47,6 +48,9 @@ func (s *session) putClock(ctx context.Context, tli pg.Timeline, clock, old repo
 	err := s.opt.Repo.PutClock(ctx, tli, clock)
 	if err == nil && !old.Time.IsZero() {
 		err = s.opt.Repo.DeleteClock(ctx, tli, old)
+		if errors.Is(err, repo.ErrDenied) {
+			err = nil // expiry removes it
+		}
 	}
 	if err != nil && ctx.Err() == nil {
 		s.log.Warn("the clock of an idle server was not stored", "at", clock.LSN, "error", err)

@@ -38,7 +38,7 @@ func TestExpiryKeepsEveryInstantOfTheWindowRestorable(t *testing.T) {
 		}
 		r := Retention{Window: time.Duration(rapid.IntRange(0, 2000).Draw(t, "window")) * time.Hour, Minimum: rapid.IntRange(0, 5).Draw(t, "minimum")}
 		shuffled := rapid.Permutation(backups).Draw(t, "order")
-		plan := PlanExpiry(shuffled, now, r)
+		plan := PlanExpiry(Catalogue{Backups: shuffled}, now, r)
 
 		if len(plan.Keep)+len(plan.Expire) != len(backups) || len(plan.Keep) < min(r.Minimum, len(backups)) {
 			t.Fatalf("%d of %d are kept, %d expire, the minimum is %d", len(plan.Keep), len(backups), len(plan.Expire), r.Minimum)
@@ -59,10 +59,10 @@ func TestExpiryKeepsEveryInstantOfTheWindowRestorable(t *testing.T) {
 				t.Fatalf("backup %s begins at %s, and WAL is kept from %s", b.ID, b.Start, plan.WALFrom)
 			}
 		}
-		if again := PlanExpiry(plan.Keep, now, r); len(again.Expire) != 0 || again.WALFrom != plan.WALFrom {
+		if again := PlanExpiry(Catalogue{Backups: plan.Keep}, now, r); len(again.Expire) != 0 || again.WALFrom != plan.WALFrom {
 			t.Fatalf("what was kept expires when asked again: %+v", again)
 		}
-		if !cmp.Equal(plan, PlanExpiry(backups, now, r)) && distinct(backups) {
+		if !cmp.Equal(plan, PlanExpiry(Catalogue{Backups: backups}, now, r), cmp.AllowUnexported(Expiry{})) && distinct(backups) {
 			t.Fatal("the plan depends on the order of the list")
 		}
 	})
@@ -192,11 +192,11 @@ func TestExpiryThatWasKilledIsCompletedByTheNext(t *testing.T) {
 			return
 		}
 		// The next archiver knows only what is there.
-		backups, err := r.Backups(t.Context())
+		catalogue, err := LoadCatalogue(t.Context(), r)
 		if err != nil {
 			t.Fatal(err)
 		}
-		plan.Expire = slices.DeleteFunc(backups, func(b repo.Backup) bool { return b.ID == plan.Keep[0].ID })
+		plan = PlanExpiry(catalogue, now, Retention{Minimum: 1})
 		if _, err := plan.CarryOut(t.Context(), r, now); err != nil {
 			t.Fatal(err)
 		}

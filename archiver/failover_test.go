@@ -5,10 +5,12 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"time"
 
+	"pitr/archiver/replication"
 	"pitr/internal/pg"
 	"pitr/internal/postmaster"
 	"pitr/internal/postmaster/postmastertest"
@@ -114,5 +116,99 @@ func TestFailoverIsFollowedWithoutAGap(t *testing.T) {
 	}
 	if frontier := p.Frontier(p.Inventory(1).Runs()[0].Start); frontier < last {
 		t.Errorf("the log is whole up to %s only, of %s; runs %v and %v", frontier, last, p.Inventory(1).Runs(), p.Inventory(2).Runs())
+	}
+}
+
+// TestSlotOfAServerOnAnotherTimelineStays promotes a standby that lacks WAL that is archived. What it writes at the same positions is other WAL.
+func TestSlotOfAServerOnAnotherTimelineStays(t *testing.T) {
+	b := newBench(t, 1)
+	standby := b.standby()
+	on := func(sql string) string {
+		out, err := standby.Query(t.Context(), "postgres", "postgres", sql)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return out
+	}
+	a, err := New(b.options())
+	if err != nil {
+		t.Fatal(err)
+	}
+	const slot = "select restart_lsn from pg_replication_slots where slot_name = 'pitr'"
+	host := replication.Host{Name: "127.0.0.1", Port: uint16(standby.Port)}
+	a.opt.DSN = fmt.Sprintf("postgres://postgres@127.0.0.1:%d/postgres?sslmode=disable", standby.Port)
+	a.opt.StreamFrom = replication.PreferStandby // what is no standby is the primary of the one that we stream from
+	keep := func(stored position) string {
+		if err := a.keepOtherSlot(t.Context(), host, stored); err != nil {
+			t.Fatal(err)
+		}
+		return on(slot)
+	}
+	first := keep(position{1, 1})
+	b.query("create table t (i int); insert into t select generate_series(1, 100000)")
+	was := b.written()
+	until(t, "the standby has it", func() bool { return on(fmt.Sprintf("select pg_last_wal_replay_lsn() >= '%s'", was)) == "t" })
+	second := keep(position{1, was})
+	if second == first {
+		t.Errorf("the slot stays at %s on the same timeline", first)
+	}
+	on("select pg_promote()")
+	until(t, "the standby is promoted", func() bool { return on("select pg_is_in_recovery()") == "f" })
+	on("create table more (i int); insert into more select generate_series(1, 100000)")
+	far := was + 1<<30 // the archive is ahead of where timeline 1 was left
+	if third := keep(position{1, far}); third != second {
+		t.Errorf("the slot was at %s, and is at %s: nobody has archived that", second, third)
+	}
+	if third := keep(position{2, far}); third == second {
+		t.Errorf("the slot stays at %s on the same timeline", second)
+	}
+}
+
+// TestGapThatAFailoverLeavesIsNotForgotten promotes a standby whose WAL is removed before anybody has archived it, and kills whoever finds the gap
+// before the backup behind it is there. Each timeline for itself looks whole.
+func TestGapThatAFailoverLeavesIsNotForgotten(t *testing.T) {
+	b := newBench(t, 1, "max_wal_size=32MB")
+	standby := b.standby()
+	a := b.run(b.options())
+	b.backup()
+	a.archived(b.written())
+	if err := a.stop(); err != nil {
+		t.Fatal(err)
+	}
+	on := func(sql string) string {
+		out, err := standby.Query(t.Context(), "postgres", "postgres", sql)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return out
+	}
+	if err := b.server.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	on("select pg_promote()")
+	for range 4 {
+		on("create table if not exists more (i int); insert into more values (1)")
+		on("select pg_switch_wal()")
+		on("checkpoint")
+	}
+	b.store.onPut(func(_ context.Context, key string, _ []byte, put func() error) error {
+		if strings.Contains(key, "/manifest") {
+			return os.ErrDeadlineExceeded
+		}
+		return put()
+	})
+	opt := b.options()
+	opt.DSN = fmt.Sprintf("postgres://postgres@127.0.0.1:%d/postgres?sslmode=disable", standby.Port)
+	a = b.run(opt)
+	until(t, "the gap is found, and a backup is tried", func() bool { return a.Stats().Gaps == 1 && a.Stats().BackupsFailed > 0 })
+	if err := a.stop(); err != nil {
+		t.Fatal(err)
+	}
+	b.store.onPut(nil)
+	a = b.run(opt)
+	until(t, "a backup lies behind the gap", func() bool { return a.Stats().BackupsDone > 0 })
+	until(t, "the archive counts as whole again", func() bool { return a.Stats().Exposed.IsZero() })
+	if err := a.stop(); err != nil {
+		t.Fatal(err)
 	}
 }

@@ -11,56 +11,67 @@ import (
 	"pitr/internal/repo"
 )
 
-// pipeline turns files into packs: one goroutine reads extents, one for each core hashes and compresses them, one fills packs, a few
-// upload. Every channel is bounded, so memory does not depend on the size of the database.
+// pipeline turns files into packs: one goroutine reads extents, one for each core checks, hashes and compresses them, one fills packs, a few
+// upload. Every channel is bounded and buffers are used again, so what is on its way takes no more memory than memory allows. What is known
+// of extents grows with the database: some hundred bytes for each 256 KiB.
 type pipeline struct {
-	opt      BackupOptions
-	backup   string
-	packSize int64
-	ctx      context.Context
-	cancel   context.CancelCauseFunc
+	repo   *repo.Repo
+	backup string
+	memory *memory
+	known  *known
+	pages  *pageChecks
+	since  *comparison
+	rate   *rate // of uploads
+	ctx    context.Context
+	cancel context.CancelCauseFunc
 
-	files    []*repo.File
-	progress BackupProgress
-	shown    time.Time
+	files  []*repo.File
+	report func(BackupProgress)
+	shown  time.Time
 
 	extents chan extent // read, to be compressed
 	frames  chan extent // compressed, to be packed
 	full    chan fullPack
 
 	compressing, packing, uploading sync.WaitGroup
+	hashing                         sync.WaitGroup // extents that were read and not hashed yet
 
-	mu    sync.Mutex // guards packs
-	packs []repo.Pack
+	mu       sync.Mutex // guards what follows
+	progress BackupProgress
+	packs    []repo.Pack
+	own      map[repo.Tag]*repo.Extent // those that this backup stores
+	twins    []twin
 }
 
 // extent is a piece of a file on its way.
 type extent struct {
+	file   *repo.File
+	number int
 	target *repo.Extent // where the manifest says what became of it
 	plain  []byte
 	frame  []byte
+	tag    repo.Tag
 }
 
+// twin is an extent with the same content as one that this backup stores.
+type twin struct{ target, of *repo.Extent }
+
+// fullPack is a pack and what is in it.
 type fullPack struct {
 	number  int
 	builder *repo.PackBuilder
+	frames  []repo.Tagged
 }
 
-const (
-	// uploads are packs under way at the same time.
-	uploads = 2
-	// packsInMemory is how many packs are held at most: one that is filled, one that waits, and the uploads.
-	packsInMemory = uploads + 2
-	// progressEvery is how often Progress is called.
-	progressEvery = 200 * time.Millisecond
-)
+// progressEvery is how often Progress is called.
+const progressEvery = 200 * time.Millisecond
 
-func newPipeline(ctx context.Context, opt BackupOptions, backup string) *pipeline {
+func newPipeline(ctx context.Context, opt BackupOptions, backup string, known *known, pages *pageChecks, since *comparison) *pipeline {
 	ctx, cancel := context.WithCancelCause(ctx)
 	cores := runtime.GOMAXPROCS(0)
-	p := &pipeline{opt: opt, backup: backup, ctx: ctx, cancel: cancel,
-		packSize: min(repo.PackSizeMax, opt.BufferMax/packsInMemory),
-		extents:  make(chan extent, 2*cores), frames: make(chan extent, 2*cores), full: make(chan fullPack, 1)}
+	m := newMemory(opt.BufferMax, cores)
+	p := &pipeline{repo: opt.Repo, backup: backup, memory: m, known: known, pages: pages, since: since, rate: &rate{limit: opt.RateUpload}, ctx: ctx, cancel: cancel, report: opt.Progress,
+		extents: make(chan extent, cap(m.plains)), frames: make(chan extent, cap(m.frames)), full: make(chan fullPack), own: map[repo.Tag]*repo.Extent{}}
 	for range cores {
 		p.compressing.Go(p.compress)
 	}
@@ -71,8 +82,8 @@ func newPipeline(ctx context.Context, opt BackupOptions, backup string) *pipelin
 	return p
 }
 
-// finish waits for what is under way and returns the packs in the order of their numbers. err is what the reader ended with.
-func (p *pipeline) finish(err error) ([]repo.Pack, []*repo.File, error) {
+// finish waits for what is under way. err is what the reader ended with.
+func (p *pipeline) finish(err error) error {
 	if err != nil {
 		p.cancel(err)
 	}
@@ -83,130 +94,221 @@ func (p *pipeline) finish(err error) ([]repo.Pack, []*repo.File, error) {
 	close(p.full)
 	p.uploading.Wait()
 	if cause := context.Cause(p.ctx); cause != nil {
-		return nil, nil, cause
+		return cause
 	}
 	p.cancel(nil)
-	return p.packs, p.files, nil
+	for _, t := range p.twins {
+		t.target.Pack, t.target.Offset, t.target.Length = t.of.Pack, t.of.Offset, t.of.Length
+	}
+	return nil
+}
+
+// account says in a backup what it consists of, once all of it has gone through.
+func (p *pipeline) account(b *repo.Backup) {
+	for _, pack := range p.packs {
+		b.StoredBytes += pack.Size
+	}
+	var referred []repo.Pack
+	referred, b.ReferredBytes = p.known.resolve(p.files, len(p.packs))
+	b.StoredBytes += b.ReferredBytes
+	b.Packs = append(p.packs, referred...)
+	for _, f := range p.files {
+		b.Bytes += f.Size
+	}
 }
 
 // add takes over f and reads its content, f.Size bytes.
 func (p *pipeline) add(f *repo.File, content io.Reader) error {
-	p.files = append(p.files, f)
-	f.Extents = make([]repo.Extent, (f.Size+repo.ExtentSize-1)/repo.ExtentSize)
+	p.begin(f)
 	for i := range f.Extents {
-		plain := make([]byte, min(repo.ExtentSize, f.Size-int64(i)*repo.ExtentSize))
-		if _, err := io.ReadFull(content, plain); err != nil {
+		length := int(min(repo.ExtentSize, f.Size-int64(i)*repo.ExtentSize))
+		plain, err := take(p.ctx, p.memory.plains, repo.ExtentSize)
+		if err != nil {
+			return err
+		}
+		if _, err := io.ReadFull(content, plain[:length]); err != nil {
 			return fmt.Errorf("read %s: %w", f.Path, err)
 		}
-		if err := p.send(extent{target: &f.Extents[i], plain: plain}); err != nil {
+		if err := p.send(f, i, plain[:length]); err != nil {
 			return err
 		}
 	}
-	p.show(f.Size)
+	p.show()
 	return nil
 }
 
-// unsizedMax bounds what is read as a whole because its size is not announced: the server's manifest, some 150 bytes for each file.
-const unsizedMax = 1 << 30
-
-func (p *pipeline) addUnsized(name string, content io.Reader) error {
-	all, err := io.ReadAll(io.LimitReader(content, unsizedMax+1))
-	if err != nil {
-		return fmt.Errorf("read %s: %w", name, err)
-	}
-	if len(all) > unsizedMax {
-		return fmt.Errorf("read %s: it has more than %d bytes", name, unsizedMax)
-	}
-	f := &repo.File{Path: name, Mode: 0o600, Size: int64(len(all)), ModTime: time.Now().UTC().Truncate(time.Second)}
+// begin takes over f.
+func (p *pipeline) begin(f *repo.File) {
 	p.files = append(p.files, f)
 	f.Extents = make([]repo.Extent, (f.Size+repo.ExtentSize-1)/repo.ExtentSize)
-	for i := range f.Extents {
-		start := i * repo.ExtentSize
-		if err := p.send(extent{target: &f.Extents[i], plain: all[start:min(start+repo.ExtentSize, len(all))]}); err != nil {
-			return err
-		}
-	}
-	return nil
+	p.mu.Lock()
+	p.progress.Files++
+	p.mu.Unlock()
 }
 
-func (p *pipeline) send(e extent) error {
+// send passes an extent on, in a buffer of the pool, which it takes over.
+func (p *pipeline) send(f *repo.File, number int, plain []byte) error {
+	p.hashing.Add(1)
+	return p.pass(extent{file: f, number: number, target: &f.Extents[number], plain: plain})
+}
+
+// pass passes on an extent that is counted as one that is not hashed yet.
+func (p *pipeline) pass(e extent) error {
 	select {
 	case p.extents <- e:
+		return nil
+	case <-p.ctx.Done():
+		p.hashing.Done()
+		return context.Cause(p.ctx)
+	}
+}
+
+// take makes an extent the same as one of another backup, whose content has length bytes, if it is known where that lies.
+func (p *pipeline) take(target *repo.Extent, of repo.Extent, length int) bool {
+	place, isKnown := p.known.find(p.repo.TagOf(of.Hash))
+	if !isKnown {
+		return false
+	}
+	*target = repo.Extent{Pack: place, Hash: of.Hash, CRC: of.CRC}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.progress.Extents++
+	p.progress.Reused++
+	p.progress.Bytes += int64(length)
+	return true
+}
+
+// settle waits until every extent that was read is hashed.
+func (p *pipeline) settle() error {
+	p.hashing.Wait()
+	return context.Cause(p.ctx)
+}
+
+func (p *pipeline) show() {
+	if p.report == nil || time.Since(p.shown) < progressEvery {
+		return
+	}
+	p.shown = time.Now()
+	p.mu.Lock()
+	progress := p.progress
+	p.mu.Unlock()
+	p.report(progress)
+}
+
+func (p *pipeline) compress() {
+	for e := range p.extents {
+		err := p.condense(e)
+		if err != nil {
+			p.cancel(err)
+		}
+	}
+}
+
+// condense checks and hashes an extent, and compresses it if nobody has it yet.
+func (p *pipeline) condense(e extent) error {
+	p.pages.inspect(e.file, e.number, e.plain)
+	e.target.Hash, e.target.CRC = digests(e.plain)
+	p.since.look(&e)
+	p.hashing.Done()
+	e.tag = p.repo.TagOf(e.target.Hash)
+	isKnown := p.refer(&e)
+	var err error
+	if !isKnown {
+		if e.frame, err = take(p.ctx, p.memory.frames, frameSizeMax); err == nil {
+			e.frame = p.repo.AppendExtent(e.frame[:0], e.plain)
+		}
+	}
+	p.memory.plains <- e.plain[:0]
+	if isKnown || err != nil {
+		return err
+	}
+	e.plain = nil
+	select {
+	case p.frames <- e:
 		return nil
 	case <-p.ctx.Done():
 		return context.Cause(p.ctx)
 	}
 }
 
-func (p *pipeline) show(bytes int64) {
-	p.progress.Files++
-	p.progress.Bytes += bytes
-	if p.opt.Progress == nil || time.Since(p.shown) < progressEvery {
-		return
-	}
-	p.shown = time.Now()
+// refer lets an extent be found where its content lies already.
+func (p *pipeline) refer(e *extent) bool {
+	place, isKnown := p.known.find(e.tag)
 	p.mu.Lock()
-	p.progress.StoredBytes = 0
-	for _, pack := range p.packs {
-		p.progress.StoredBytes += pack.Size
+	defer p.mu.Unlock()
+	p.progress.Extents++
+	p.progress.Bytes += int64(len(e.plain))
+	if isKnown {
+		e.target.Pack = place
+		p.progress.Reused++
+		return true
 	}
-	p.mu.Unlock()
-	p.opt.Progress(p.progress)
-}
-
-func (p *pipeline) compress() {
-	for e := range p.extents {
-		e.target.Hash = repo.DigestOf(e.plain)
-		e.frame = p.opt.Repo.CompressExtent(e.plain)
-		e.plain = nil
-		select {
-		case p.frames <- e:
-		case <-p.ctx.Done():
-		}
+	if of := p.own[e.tag]; of != nil {
+		p.twins = append(p.twins, twin{e.target, of})
+		p.progress.Reused++
+		return true
 	}
+	p.own[e.tag] = e.target
+	return false
 }
 
 // pack fills packs in the order in which frames arrive.
 func (p *pipeline) pack() {
-	next := fullPack{builder: p.opt.Repo.NewPack()}
-	flush := func() {
-		select {
-		case p.full <- next:
-		case <-p.ctx.Done():
-		}
-		next = fullPack{number: next.number + 1, builder: p.opt.Repo.NewPack()}
-	}
+	next := fullPack{}
 	for e := range p.frames {
+		if next.builder == nil {
+			select {
+			case p.memory.packs <- struct{}{}:
+			case <-p.ctx.Done():
+				p.memory.frames <- e.frame[:0]
+				continue
+			}
+			next.builder = p.repo.NewPack()
+			next.builder.Expect(int(p.memory.packSize) + frameSizeMax)
+		}
 		e.target.Pack, e.target.Length = next.number, len(e.frame)
 		e.target.Offset = next.builder.Add(e.frame)
-		if next.builder.Size() >= p.packSize {
-			flush()
+		next.frames = append(next.frames, repo.Tagged{Tag: e.tag, Offset: e.target.Offset, Length: e.target.Length})
+		p.memory.frames <- e.frame[:0]
+		if next.builder.Size() >= p.memory.packSize {
+			p.full <- next
+			next = fullPack{number: next.number + 1}
 		}
 	}
-	if next.builder.Size() > 0 && p.ctx.Err() == nil {
-		flush()
+	if next.builder != nil {
+		p.full <- next
 	}
 }
 
 func (p *pipeline) upload() {
 	for pack := range p.full {
-		if p.ctx.Err() != nil {
-			continue
+		if p.ctx.Err() == nil {
+			if err := p.store(pack); err != nil {
+				p.cancel(err)
+			}
 		}
-		stored, err := p.opt.Repo.PutPack(p.ctx, p.backup, pack.number, pack.builder)
-		if err != nil {
-			p.cancel(err)
-			continue
-		}
-		p.note(pack.number, stored)
+		<-p.memory.packs
 	}
 }
 
-func (p *pipeline) note(number int, stored repo.Pack) {
+// store puts a pack, and then what is in it: whoever comes after a backup that was interrupted finds by that what it has left.
+func (p *pipeline) store(pack fullPack) error {
+	if err := p.rate.pass(p.ctx, int(pack.builder.Size())); err != nil {
+		return err
+	}
+	stored, err := p.repo.PutPack(p.ctx, p.backup, pack.number, pack.builder)
+	if err != nil {
+		return err
+	}
+	if err := p.repo.PutContents(p.ctx, stored, pack.frames); err != nil {
+		return err
+	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	for len(p.packs) <= number {
+	p.progress.StoredBytes += stored.Size
+	for len(p.packs) <= pack.number {
 		p.packs = append(p.packs, repo.Pack{})
 	}
-	p.packs[number] = stored
+	p.packs[pack.number] = stored
+	return nil
 }

@@ -90,6 +90,17 @@ func TestWALThatIsDamagedOnItsWayIsNotStored(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Logf("%d bytes are equal", b.compareWAL(1))
+	refused, err := b.repo.Refused(t.Context(), 1)
+	if err != nil || len(refused) == 0 || len(refused) > 5 {
+		t.Fatalf("%v was kept aside, %v", refused, err)
+	}
+	content, err := b.repo.ReadRefused(t.Context(), 1, refused[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := b.compareAt(1, refused[0], content); err == nil {
+		t.Error("what was kept aside is what the server has")
+	}
 }
 
 func TestServerStopsWithinABoundAlthoughTheStoreIsDown(t *testing.T) {

@@ -294,7 +294,7 @@ func (s *pushed) store(ctx context.Context) error {
 	err := s.each(func(piece []byte) error {
 		for len(piece) > 0 {
 			n := min(len(piece), int(length)-int(b.Length()))
-			b.Add(piece[:n], s.repo.Pack(piece[:n]))
+			b.Add(piece[:n], s.repo.Compress(piece[:n]))
 			piece = piece[n:]
 			if pg.LSN(b.Length()) < length {
 				continue

@@ -18,6 +18,9 @@ type queue struct {
 	mu       sync.Mutex // guards what follows; never held over anything that waits
 	changed  chan struct{}
 	chunks   []chunk
+	ends     int      // chunks that complete a stretch
+	spare    []byte   // of a piece that was stored
+	spares   [][]byte // of chunks
 	size     int
 	flights  []flight // pieces that were taken, in order, from stored on
 	stored   pg.LSN   // everything before it is in the store
@@ -38,10 +41,12 @@ type queueOptions struct {
 	Patience      time.Duration // how long append waits for room before it fails; zero: for ever
 }
 
-// chunk is what one append brought; it never goes on behind the end of a stretch.
+// chunk is what one append brought, or several small ones; it never goes on behind the end of a stretch.
 type chunk struct {
 	content []byte
+	whole   []byte // the memory in which content lies
 	arrived time.Time
+	since   time.Time // when it was written, or could have been; zero: when it arrived
 	clock   time.Time
 	index   *repo.Index // of the segment that the chunk completes
 	ends    bool        // it completes a stretch: see repo.Stretch
@@ -50,7 +55,7 @@ type chunk struct {
 // flight is a piece on its way to the store.
 type flight struct {
 	start, end pg.LSN
-	arrived    time.Time
+	since      time.Time // of its first byte
 	stored     bool
 }
 
@@ -64,6 +69,8 @@ type piece struct {
 	Index   *repo.Index // not nil: the piece completes its segment
 	Ends    bool        // it completes a stretch
 	Eager   bool        // commits wait for it
+
+	Followed bool // the rest of its stretch is there, and comes next
 }
 
 func newQueue(opt queueOptions) *queue {
@@ -79,7 +86,7 @@ func (q *queue) wake() {
 // errFull says that the store has not taken anything for as long as append may wait for room.
 var errFull = errors.New("archive.buffer_max is used up, and the store does not take what is in it")
 
-// append takes over c. It waits while the queue is full, but no longer than its patience: whoever waits here does not hear what the
+// append takes a copy of c. It waits while the queue is full, but no longer than its patience: whoever waits here does not hear what the
 // server asks, and the server may be waiting for the answer.
 func (q *queue) append(ctx context.Context, c chunk) error {
 	var outOfPatience <-chan time.Time
@@ -108,12 +115,73 @@ func (q *queue) append(ctx context.Context, c chunk) error {
 	}
 }
 
-// add appends c. The caller holds mu.
+// chunkSize is how much small chunks are put together to: a walsender sends no more at once (MAX_SEND_SIZE in src/backend/replication/walsender.c).
+const chunkSize = 128 << 10
+
+// add appends c. The caller holds mu. Whoever waits is woken only when a piece is due that was not before, or may become due earlier.
 func (q *queue) add(c chunk) {
-	q.chunks = append(q.chunks, c)
+	if c.since.IsZero() {
+		c.since = c.arrived
+	}
+	before, ready := int(q.received-q.taken), q.ready()
+	if last := len(q.chunks) - 1; last >= 0 && q.chunks[last].joins(c) {
+		q.chunks[last].join(c)
+	} else {
+		q.chunks = append(q.chunks, q.own(c))
+	}
+	if c.ends {
+		q.ends++
+	}
 	q.size += len(c.content)
 	q.received += pg.LSN(len(c.content))
-	q.wake()
+	isLarge := before < q.opt.PartSizeMax && int(q.received-q.taken) >= q.opt.PartSizeMax
+	if before == 0 || isLarge || !ready && q.ready() {
+		q.wake()
+	}
+}
+
+// joins reports whether c may go on in the same chunk: not behind an end, nor with a clock that speaks of a later position.
+func (c *chunk) joins(next chunk) bool {
+	return !c.ends && c.index == nil && c.clock.Equal(next.clock) && cap(c.content)-len(c.content) >= len(next.content)
+}
+
+// join takes over what follows. It counts as having come as early as what was there.
+func (c *chunk) join(next chunk) {
+	c.content = append(c.content, next.content...)
+	c.index, c.ends = next.index, next.ends
+	if next.since.Before(c.since) {
+		c.since = next.since
+	}
+}
+
+// own is c with memory of the queue's. The caller holds mu.
+func (q *queue) own(c chunk) chunk {
+	var room []byte
+	if n := len(q.spares); n > 0 && len(c.content) <= chunkSize {
+		room, q.spares = q.spares[n-1], q.spares[:n-1]
+	} else {
+		room = make([]byte, 0, max(chunkSize, len(c.content)))
+	}
+	c.whole = room
+	c.content = append(room, c.content...)
+	return c
+}
+
+// sparesMax bounds the memory of chunks that is kept to be used again.
+const sparesMax = 16
+
+// free keeps the memory of a chunk. The caller holds mu.
+func (q *queue) free(c chunk) {
+	if cap(c.whole) == chunkSize && len(q.spares) < sparesMax {
+		q.spares = append(q.spares, c.whole[:0])
+	}
+}
+
+// reuse takes back the content of a piece, which nobody looks at any more.
+func (q *queue) reuse(content []byte) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.spare = content[:0]
 }
 
 // close says that nothing will be appended any more; what is there is due at once.
@@ -140,6 +208,12 @@ func (q *queue) setEager(eager bool) {
 		q.eager = eager
 		q.wake()
 	}
+}
+
+func (q *queue) isEager() bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.eager
 }
 
 // next waits until a piece is due and takes it. ok is false when the queue is closed and empty. lag is how long a put takes at present:
@@ -178,38 +252,55 @@ func (q *queue) due(now time.Time, lag time.Duration) (time.Duration, bool) {
 	if len(q.chunks) == 0 {
 		return idleWait, false
 	}
-	if q.closed || q.eager || q.flush > q.taken || int(q.received-q.taken) >= q.opt.PartSizeMax {
+	if q.ready() {
 		return 0, true
-	}
-	for _, c := range q.chunks {
-		if c.ends {
-			return 0, true
-		}
 	}
 	age := now.Sub(q.chunks[0].arrived)
 	limit := q.opt.FlushInterval - min(lag, q.opt.FlushInterval/2)
+	if int(q.received-q.taken) >= q.opt.PartSizeMax {
+		limit = min(limit, q.opt.FlushInterval/largePatience)
+	}
 	return limit - age, age >= limit
+}
+
+// largePatience is the part of the flush interval for which a piece that has reached its size waits for the end of its stretch: while a server is
+// caught up with, whole segments are stored and no parts before them.
+const largePatience = 4
+
+// ready reports whether a piece is due whatever its age. The caller holds mu.
+func (q *queue) ready() bool {
+	return len(q.chunks) > 0 && (q.closed || q.eager || q.ends > 0 || q.flush > q.taken || int(q.received-q.taken) >= q.opt.SizeMax/2)
 }
 
 // take cuts up to PartSizeMax bytes, never past the end of a stretch. The caller holds mu.
 func (q *queue) take() piece {
-	p := piece{Start: q.taken, Arrived: q.chunks[0].arrived, Eager: q.eager, Content: make([]byte, 0, q.nextLength())}
-	for len(p.Content) < cap(p.Content) {
+	since := q.chunks[0].since
+	n := q.nextLength()
+	p := piece{Start: q.taken, Arrived: q.chunks[0].arrived, Eager: q.eager, Content: q.spare}
+	if q.spare = nil; cap(p.Content) < n {
+		p.Content = make([]byte, 0, n)
+	}
+	for len(p.Content) < n {
 		c := &q.chunks[0]
 		p.Clock = c.clock
-		if room := cap(p.Content) - len(p.Content); len(c.content) > room {
+		if room := n - len(p.Content); len(c.content) > room {
 			p.Content = append(p.Content, c.content[:room]...)
 			c.content = c.content[room:]
 			break
 		}
 		p.Content = append(p.Content, c.content...)
 		p.Index, p.Ends = c.index, c.ends
+		if c.ends {
+			q.ends--
+		}
+		q.free(*c)
 		q.chunks[0] = chunk{}
 		q.chunks = q.chunks[1:]
 	}
 	p.End = p.Start + pg.LSN(len(p.Content))
+	p.Followed = !p.Ends && q.ends > 0
 	q.taken = p.End
-	q.flights = append(q.flights, flight{start: p.Start, end: p.End, arrived: p.Arrived})
+	q.flights = append(q.flights, flight{start: p.Start, end: p.End, since: since})
 	return p
 }
 
@@ -242,13 +333,13 @@ func (q *queue) setStored(from, to pg.LSN) {
 	q.wake()
 }
 
-// oldest is the arrival of the byte at stored; zero when nothing waits. The caller holds mu.
+// oldest is since when the byte at stored may have waited; zero when nothing waits. The caller holds mu.
 func (q *queue) oldest() time.Time {
 	switch {
 	case len(q.flights) > 0:
-		return q.flights[0].arrived
+		return q.flights[0].since
 	case len(q.chunks) > 0:
-		return q.chunks[0].arrived
+		return q.chunks[0].since
 	}
 	return time.Time{}
 }
@@ -257,7 +348,7 @@ func (q *queue) oldest() time.Time {
 type positions struct {
 	Received, Stored pg.LSN
 	Waiting          int       // bytes
-	Oldest           time.Time // arrival of the oldest byte that is not stored; zero: none waits
+	Oldest           time.Time // when the oldest byte that is not stored was written, or could have been; zero: none waits
 	FullWaits        uint64
 }
 

@@ -91,13 +91,42 @@ func TestQueueCutsBySizeAndNeverMoreThanAPart(t *testing.T) {
 		add(t, q, 999)
 		waits(t, "a byte less than a part", taken)
 		add(t, q, 1500)
-		storedUpTo(q, within(t, "more than a part", taken, 0, 1000))
-		p := within(t, "the second part", takes(t.Context(), q, 0), 0, 1000)
+		storedUpTo(q, within(t, "more than a part, and half of what there is room for", taken, 0, 1000))
+		p := within(t, "the second part waits a little for the end of the segment", takes(t.Context(), q, 0), 250*time.Millisecond, 1000)
 		if p.Start != 0x200000+1000 {
 			t.Errorf("it begins at %s", p.Start)
 		}
 		q.setStored(p.Start, p.End)
-		storedUpTo(q, within(t, "the rest", takes(t.Context(), q, 0), time.Second, 499))
+		storedUpTo(q, within(t, "the rest", takes(t.Context(), q, 0), 750*time.Millisecond, 499))
+		add(t, q, 10)
+		taken = takes(t.Context(), q, 0)
+		waits(t, "ten bytes", taken)
+		add(t, q, 1000)
+		storedUpTo(q, within(t, "a part is full while somebody waits for its age", taken, 250*time.Millisecond, 1000))
+	})
+}
+
+func TestPiecesWhoseSegmentIsThereAreFollowed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		q := testQueue()
+		add(t, q, 1200)
+		if err := q.append(t.Context(), chunk{content: make([]byte, 300), arrived: time.Now(), ends: true}); err != nil {
+			t.Fatal(err)
+		}
+		add(t, q, 10)
+		for _, want := range []struct {
+			length         int
+			followed, ends bool
+		}{{1000, true, false}, {500, false, true}} {
+			p := within(t, "a piece", takes(t.Context(), q, 0), 0, want.length)
+			if p.Followed != want.followed || p.Ends != want.ends {
+				t.Errorf("followed %v, ends %v; want %+v", p.Followed, p.Ends, want)
+			}
+			q.reuse(p.Content)
+		}
+		if p := within(t, "what follows", takes(t.Context(), q, 0), time.Second, 10); p.Followed || p.Ends {
+			t.Errorf("%+v", p)
+		}
 	})
 }
 

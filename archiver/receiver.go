@@ -16,18 +16,23 @@ import (
 // receiver checks what the stream brings, indexes it and hands it to the queue, in this order: nothing that was not checked is
 // ever stored or acknowledged (law 2).
 type receiver struct {
-	session  *session
-	timeline pg.Timeline
-	size     pg.SegmentSize
-	at       pg.LSN // of the next byte
-	decoder  *wal.Decoder
-	index    repo.IndexBuilder
-	queue    *queue
-	names    *cataloguer
-	clock    repo.Clock // the latest reading of the server's that speaks of WAL that we have
+	session   *session
+	timeline  pg.Timeline
+	size      pg.SegmentSize
+	at        pg.LSN // of the next byte
+	serverEnd pg.LSN // how far the server had its log when it sent the last message
+	decoder   *wal.Decoder
+	index     repo.IndexBuilder
+	queue     *queue
+	names     *cataloguer
+	clock     repo.Clock // the latest reading of the server's that speaks of WAL that we have
+
+	behind bool       // what arrives may have been written long ago: see backlog
+	since  time.Time  // while behind: what was written before has arrived
+	looked repo.Clock // the reading of the server's clock when we fell behind
 
 	askedFor      pg.LSN      // how far we had received when the server asked for a reply that it has not got yet
-	patience      *time.Timer // runs out when that is not stored within the grace
+	patience      *time.Timer // runs out when that is not stored soon
 	outOfPatience atomic.Bool
 
 	resume pg.LSN   // where what is new begins
@@ -40,10 +45,14 @@ type receiver struct {
 // patienceMin is the least time for which a full buffer holds up the stream before the server is let go.
 const patienceMin = time.Second
 
+// serverPatience is how long a server that asks how far we are waits for what it has sent to be stored, before it is let go: mostly it is
+// shutting down. What was received is stored all the same, as soon as the store takes it.
+const serverPatience = 600 * time.Millisecond
+
 // newReceiver prepares to go on at a position: what the repository holds of the open segment is read back, so that the record that goes
 // on can be checked and the segment's index is complete. An index that a killed archiver could not write any more is made up for.
 func (s *session) newReceiver(ctx context.Context, at position) (*receiver, error) {
-	r := &receiver{session: s, timeline: at.Timeline, size: s.size, at: at.LSN, resume: at.LSN, open: &stretch{}, names: newCataloguer(s)}
+	r := &receiver{session: s, timeline: at.Timeline, size: s.size, at: at.LSN, resume: at.LSN, open: &stretch{}, names: newCataloguer(s), behind: true, since: s.archiver.lastContact()}
 	r.index.OnEnd = r.names.noteDDL
 	r.queue = newQueue(queueOptions{Start: at.LSN, SegmentSize: s.size, FlushInterval: s.opt.FlushInterval,
 		PartSizeMax: s.opt.PartSizeMax, SizeMax: s.opt.BufferMax, Patience: max(s.opt.ShutdownGrace, patienceMin)})
@@ -68,7 +77,6 @@ func (s *session) newReceiver(ctx context.Context, at position) (*receiver, erro
 			r.open.parts = append(r.open.parts, part)
 		}
 	}
-	s.sweepParts(ctx, inv)
 	return r, nil
 }
 
@@ -156,18 +164,7 @@ func (r *receiver) keep(at pg.LSN, content []byte) {
 	begin := r.openStart()
 	if end := at + pg.LSN(len(content)); end > begin {
 		content = content[max(begin, at)-at:]
-		r.open.built.Add(content, r.session.opt.Repo.Pack(content))
-	}
-}
-
-// sweepParts removes parts that are in larger objects: an archiver that was killed has left them. They do no harm where they cannot be
-// removed.
-func (s *session) sweepParts(ctx context.Context, inv *repo.Inventory) {
-	for _, part := range inv.Superfluous() {
-		if err := s.opt.Repo.DeletePart(ctx, s.size, part); err != nil {
-			s.log.Warn("parts that are in larger objects were not removed; may the archiver delete?", "from", part.Start, "to", part.End, "error", err)
-			return
-		}
+		r.open.built.Add(content, r.session.opt.Repo.Compress(content))
 	}
 }
 
@@ -185,19 +182,66 @@ func (r *receiver) run(ctx context.Context, stream *replication.Stream) (replica
 		if event.TimelineEnded {
 			return event, nil
 		}
-		if clock := r.session.latestClock(); clock.LSN <= r.at && clock != r.clock {
+		if clock := r.session.latestClock(); clock.LSN <= r.at && clock != r.clock && !clock.Time.IsZero() {
 			r.clock = clock
 			r.index.Clock(clock)
 		}
+		r.serverEnd = event.ServerEnd
 		if len(event.WAL) > 0 {
+			full := r.queue.positions().FullWaits
+			begin := time.Now()
 			if err := r.take(ctx, event); err != nil {
 				return replication.Event{}, err
 			}
+			r.backlog(event, begin, r.queue.positions().FullWaits > full)
 		}
 		if event.ReplyRequested {
 			r.answer(stream)
 		}
 	}
+}
+
+const (
+	// pauseMax is the longest pause between two looks at what has come.
+	pauseMax = 50 * time.Millisecond
+	// pauseLag is how much WAL the server may have beyond what has come, for a pause to be made.
+	pauseLag = 1 << 20
+)
+
+// pause is how long the stream may rest when all was read: a small part of the time within which WAL has to be in the store, and not at
+// all when commits wait for it, or while the server is caught up with.
+func (r *receiver) pause() time.Duration {
+	if r.queue.isEager() || r.serverEnd > r.at+pauseLag {
+		return 0
+	}
+	return min(r.session.opt.FlushInterval/20, pauseMax)
+}
+
+// backlog follows whether WAL arrives when it is written. It does not when streaming has just begun, and when we have kept the server
+// waiting: then its age is counted from when we last had everything. That is over when we have all that the server had at a look since.
+func (r *receiver) backlog(event replication.Event, begin time.Time, waited bool) {
+	look := r.session.latestClock()
+	switch {
+	case !r.behind && event.ServerEnd > r.at:
+		r.behind, r.since, r.looked = true, begin, repo.Clock{} // until we have caught up
+	case waited && !r.behind:
+		r.behind, r.since, r.looked = true, begin, look
+	case !waited && r.behind && look != r.looked && look.LSN <= r.at && event.ServerEnd <= r.at:
+		r.behind = false
+	}
+}
+
+// written is when the WAL of a message may have been written, by our clock. A message may have lain in the sockets' buffers: the server says
+// when it has sent it, by its own clock.
+func (r *receiver) written(event replication.Event, now time.Time) time.Time {
+	since := now
+	if offset, isKnown := r.session.clockOffset(); isKnown && !event.Sent.IsZero() && event.Sent.Add(offset).Before(now) {
+		since = event.Sent.Add(offset)
+	}
+	if r.behind && r.since.Before(since) {
+		since = r.since
+	}
+	return since
 }
 
 // stretchEnd is where the stretch of the next byte ends.
@@ -211,7 +255,7 @@ var errLetGo = errors.New("the server waits for WAL that the store does not take
 
 // answer makes everything due at once when the server asks how far we are. What is not stored yet is reported as soon as it is, and by
 // the heartbeat, but not now: a server that is shutting down asks again after each answer. It would also wait for ever: when the store
-// has not taken what it asked for within the grace, we go (law 9).
+// has not taken what it asked for within our patience, we go (law 9).
 func (r *receiver) answer(stream *replication.Stream) {
 	r.queue.flushNow()
 	at := r.queue.positions()
@@ -225,7 +269,7 @@ func (r *receiver) answer(stream *replication.Stream) {
 	r.stopPatience()
 	r.askedFor = at.Received
 	asked := r.askedFor
-	r.patience = time.AfterFunc(max(r.session.opt.ShutdownGrace, patienceMin), func() {
+	r.patience = time.AfterFunc(serverPatience, func() {
 		if r.queue.positions().Stored < asked {
 			r.outOfPatience.Store(true)
 			stream.Interrupt()
@@ -248,10 +292,10 @@ func (r *receiver) take(ctx context.Context, event replication.Event) error {
 	for content := event.WAL; len(content) > 0; {
 		n := min(len(content), int(r.stretchEnd()-r.at))
 		if _, err := r.decoder.Write(content[:n]); err != nil {
-			r.session.archiver.counts.corrupt.Add(1)
-			return fmt.Errorf("WAL that the server sent is damaged and was not archived: %w", err)
+			return r.refuse(ctx, content[:n], err)
 		}
-		c := chunk{content: append([]byte(nil), content[:n]...), arrived: time.Now(), clock: r.clock.Time}
+		c := chunk{content: content[:n], arrived: event.Arrived, clock: r.clock.Time}
+		c.since = r.written(event, c.arrived)
 		segment := r.size.Segment(r.timeline, r.at)
 		c.ends = r.at+pg.LSN(n) == r.stretchEnd()
 		r.at += pg.LSN(n)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"time"
 
 	"pitr/archiver/replication"
 	"pitr/internal/pg"
@@ -37,6 +38,9 @@ func (s *session) resumePoint(ctx context.Context) (position, error) {
 			return next, nil
 		}
 		if tli == s.system.Timeline && end > s.system.Position {
+			if s.standby {
+				return position{}, fmt.Errorf("the standby has WAL of timeline %d only up to %s, the archive up to %s: waiting until it has come further", tli, s.system.Position, end)
+			}
 			return position{}, fmt.Errorf("the archive holds WAL of timeline %d up to %s, but the server has written only up to %s; was it restored without a new timeline, or is it another copy of the cluster?",
 				tli, end, s.system.Position)
 		}
@@ -63,7 +67,7 @@ func (s *session) endToResume(ctx context.Context, tli pg.Timeline, runs []repo.
 		}
 	}
 	s.log.Warn("the archive has gaps; restores across them are not possible", "timeline", tli, "runs", len(runs))
-	s.archiver.gapEnd.Store(uint64(runs[len(runs)-1].Start))
+	s.archiver.noteGap(runs[len(runs)-1].Start)
 	return last, nil
 }
 
@@ -89,7 +93,7 @@ var errSlotEmpty = errors.New("keeps no WAL: it was invalidated, or it is no phy
 
 // slotStart is the start of the segment from which the slot keeps WAL.
 func (s *session) slotStart(ctx context.Context) (position, error) {
-	conn, err := replication.Connect(ctx, replication.ConnectOptions{DSN: s.opt.DSN, ApplicationName: s.opt.Slot})
+	conn, err := replication.Connect(ctx, replication.ConnectOptions{DSN: s.opt.DSN, ApplicationName: s.opt.Slot, Role: s.opt.StreamFrom})
 	if err != nil {
 		return position{}, err
 	}
@@ -126,10 +130,28 @@ func (s *session) skipGap(ctx context.Context, at position, cause error) (positi
 	}
 	s.archiver.counts.gaps.Add(1)
 	s.log.Error("WAL is lost: the server has removed it before it was archived", "timeline", at.Timeline, "from", at.LSN, "to", next.LSN, "error", cause)
-	s.archiver.gapEnd.Store(uint64(next.LSN))
+	s.archiver.noteGap(next.LSN)
+	s.recordGap(ctx, at, next, cause)
 	s.archiver.wantBackup("gap in the archive")
 	return next, nil
 }
+
+// recordGap writes down what is lost, for those who look later. On another timeline the gap ends where that begins.
+func (s *session) recordGap(ctx context.Context, at, next position, cause error) {
+	gap := repo.Gap{Timeline: at.Timeline, From: at.LSN, To: next.LSN, Noticed: time.Now().UTC(), Reason: cause.Error()}
+	if left, isAncestor := s.leftAt(at.Timeline); isAncestor && left > gap.From {
+		gap.To = min(gap.To, left)
+	}
+	if len(gap.Reason) > gapReasonMax {
+		gap.Reason = gap.Reason[:gapReasonMax]
+	}
+	if err := s.opt.Repo.PutGap(ctx, gap); err != nil {
+		s.log.Warn("the gap was not written down; it shows all the same", "error", err)
+	}
+}
+
+// gapReasonMax bounds what is quoted of the server's error.
+const gapReasonMax = 1000
 
 func (s *session) renewSlot(ctx context.Context) (position, error) {
 	if s.conn == nil {

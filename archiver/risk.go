@@ -91,7 +91,7 @@ func (p *pace) note(at pg.LSN, when time.Time) float64 {
 
 // slotQuery asks for a line of parseSlot.
 func slotQuery(slot string) string {
-	return "SELECT coalesce(wal_status, ''), coalesce(pg_catalog.pg_wal_lsn_diff(pg_catalog.pg_current_wal_lsn(), restart_lsn), 0), coalesce(safe_wal_size, -1)" +
+	return "SELECT coalesce(wal_status, ''), coalesce(pg_catalog.pg_wal_lsn_diff(" + flushedLSN + ", restart_lsn), 0), coalesce(safe_wal_size, -1)" +
 		" FROM pg_catalog.pg_replication_slots WHERE slot_name = '" + slot + "'"
 }
 

@@ -24,12 +24,16 @@ type session struct {
 	system  replication.System
 	size    pg.SegmentSize
 	history pg.History
+	standby bool          // the server is one
+	holds   bool          // nothing is acknowledged while the archive is exposed; set before streaming
+	nudge   chan struct{} // the position is to be reported at once
 
 	mu       sync.Mutex // guards what follows
 	pid      uint32     // of the walsender
 	queue    *queue     // of the timeline that is streamed; nil before
 	timeline pg.Timeline
-	clock    repo.Clock // the latest reading of the server's
+	clock    repo.Clock    // the latest reading of the server's
+	offset   time.Duration // what our clock was ahead of the server's then
 }
 
 func (s *session) close() {
@@ -58,9 +62,15 @@ func (s *session) connect(ctx context.Context) error {
 	if s.size, err = s.conn.SegmentSize(ctx); err != nil {
 		return err
 	}
+	if s.standby, err = s.conn.InRecovery(ctx); err != nil {
+		return err
+	}
 	cluster := repo.Cluster{SystemID: s.system.ID, SegmentSize: s.size, Created: time.Now().UTC().Truncate(time.Second)}
-	if err := s.opt.Repo.Bind(ctx, cluster); err != nil {
+	switch err := s.opt.Repo.Bind(ctx, cluster); {
+	case errors.Is(err, repo.ErrForeign):
 		return fmt.Errorf("%w; point archive.store or cluster at a place of its own", err)
+	case err != nil:
+		return err
 	}
 	if s.history, err = s.storeHistory(ctx, s.system.Timeline); err != nil {
 		return err
@@ -69,7 +79,7 @@ func (s *session) connect(ctx context.Context) error {
 }
 
 func (s *session) login(ctx context.Context) error {
-	conn, err := replication.Connect(ctx, replication.ConnectOptions{DSN: s.opt.DSN, ApplicationName: s.opt.Slot, Replication: true})
+	conn, err := replication.Connect(ctx, replication.ConnectOptions{DSN: s.opt.DSN, ApplicationName: s.opt.Slot, Replication: true, Role: s.opt.StreamFrom})
 	if err != nil {
 		return err
 	}
@@ -120,13 +130,16 @@ func (s *session) follow(ctx context.Context, at position) (position, error) {
 	if err != nil {
 		return position{}, err
 	}
-	stream, err := s.conn.StartStream(ctx, replication.StreamOptions{Slot: s.opt.Slot, Timeline: at.Timeline, Start: recv.at})
+	if err := s.mindGap(ctx); err != nil {
+		return position{}, err
+	}
+	stream, err := s.conn.StartStream(ctx, replication.StreamOptions{Slot: s.opt.Slot, Timeline: at.Timeline, Start: recv.at, Pause: recv.pause})
 	s.conn = nil
 	if replication.WALRemoved(err) {
 		return s.skipGap(ctx, at, err)
 	}
 	if err != nil {
-		return position{}, err
+		return position{}, s.takeSlot(ctx, err)
 	}
 	s.log.Info("streaming", "timeline", at.Timeline, "from", at.LSN, "slot", s.opt.Slot)
 	end := replication.Event{}
@@ -162,6 +175,7 @@ func (s *session) nextTimeline(ctx context.Context, end replication.Event) (posi
 		return position{}, err
 	}
 	s.history = history
+	s.archiver.setWay(way{end.Next, history})
 	s.log.Info("the server has switched its timeline", "to", end.Next, "at", end.Switch)
 	return position{end.Next, s.size.Start(end.Switch)}, nil
 }
@@ -224,6 +238,9 @@ func (s *session) setQueue(q *queue, tli pg.Timeline) {
 // report tells Postgres how far we are. An error shows with the next Receive.
 func (s *session) report(stream *replication.Stream, q *queue, askReply bool) {
 	at := q.positions()
+	if s.holds && s.archiver.exposed() {
+		at.Stored = 0 // InvalidXLogRecPtr: to Postgres a receiver that never says what it has flushed, for which no commit waits
+	}
 	err := stream.SendStatus(replication.Status{Written: at.Received, Flushed: at.Stored, Now: time.Now(), AskReply: askReply})
 	if err != nil {
 		s.log.Debug("status was not reported", "error", err)
@@ -252,6 +269,7 @@ func (s *session) heartbeat(ctx context.Context, stream *replication.Stream, q *
 		case <-ctx.Done():
 			return
 		case <-ticker.C:
+		case <-s.nudge:
 		}
 	}
 }

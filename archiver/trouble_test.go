@@ -93,19 +93,32 @@ func TestWALThatTheServerHasRemovedIsAVisibleGapAndABackupIsWanted(t *testing.T)
 				}
 				return put()
 			})
-			a = b.run(b.options())
 			end := b.written()
-			a.archived(end)
+			synchronous := strings.Contains(how, "dropped")
+			if synchronous {
+				b.query("alter system set synchronous_standby_names = 'pitr'")
+				b.query("select pg_reload_conf()")
+			}
+			a = b.run(b.options())
+			until(t, "what follows the gap is stored", func() bool { return a.Stats().Stored >= end })
 			if st := a.Stats(); st.Gaps != 1 || !st.Streaming {
 				t.Errorf("%d gaps were counted; last error %q", st.Gaps, st.LastError)
 			}
 			until(t, "a backup is tried", func() bool { return a.Stats().BackupsFailed > 0 })
+			acknowledged := func() string {
+				return b.query("select coalesce(max(flush_lsn), '0/0') from pg_stat_replication where application_name = 'pitr'")
+			}
+			if lsn := acknowledged(); synchronous && lsn != "0/0" || a.Stats().Exposed.IsZero() {
+				t.Errorf("commits up to %s were told that they are safe, and no backup lies behind the gap", lsn)
+			}
 			if err := a.stop(); err != nil {
 				t.Fatal(err)
 			}
 			b.store.onPut(nil)
 			a = b.run(b.options())
 			until(t, "a new recovery window begins", func() bool { return a.Stats().BackupsDone > 0 })
+			a.archived(end)
+			until(t, "the archive counts as whole again", func() bool { return a.Stats().Exposed.IsZero() })
 			if err := a.stop(); err != nil {
 				t.Fatal(err)
 			}
@@ -116,6 +129,10 @@ func TestWALThatTheServerHasRemovedIsAVisibleGapAndABackupIsWanted(t *testing.T)
 			runs := inv.Runs()
 			if len(runs) != 2 || runs[0].Start > first.Start || runs[0].End != before || runs[1].Start <= before || runs[1].End < end {
 				t.Fatalf("the archive ended at %s, the log at %s; runs %v", before, end, runs)
+			}
+			gaps, err := b.repo.Gaps(t.Context(), 1)
+			if err != nil || len(gaps) != 1 || gaps[0].From != before || gaps[0].To > runs[1].Start || gaps[0].Reason == "" {
+				t.Errorf("gaps %+v, %v; the archive has %v", gaps, err, runs)
 			}
 			backups, err := b.repo.Backups(t.Context())
 			if err != nil || len(backups) != 2 || backups[1].Start < runs[1].Start {

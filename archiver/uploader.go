@@ -15,7 +15,7 @@ import (
 
 // uploader stores the pieces of one timeline. Several puts are in flight at a time, so that a commit need not wait for the put before its
 // own; what is acknowledged is the prefix without a gap. A segment's first part is alone in flight: whatever is killed when, the log in the
-// store has no hole but within the parts of its last segment.
+// store has no hole but within the parts of its last segment. Whole segments follow one another.
 type uploader struct {
 	repo     *repo.Repo
 	log      *slog.Logger
@@ -26,6 +26,8 @@ type uploader struct {
 	slots    chan struct{} // as many as there may be puts in flight
 
 	open     *stretch
+	segment  uint64 // of the last put
+	begun    bool   // there was one
 	flights  sync.WaitGroup
 	lag      atomic.Int64 // nanoseconds that a put takes, smoothed
 	replaced []repo.Part  // parts that are in larger objects, still to be removed; the finisher's
@@ -42,6 +44,7 @@ type stretch struct {
 	parts   []repo.Part
 	flights sync.WaitGroup
 	last    piece // completes it
+	skipped bool  // a piece was not put by itself: the whole stretch is
 	stored  bool  // as one object, by a flight
 }
 
@@ -89,14 +92,7 @@ func (u *uploader) dispatch(ctx context.Context, q *queue, completed chan<- *str
 		if err != nil || !ok {
 			return err
 		}
-		alone := u.size.Offset(p.Start) == 0
-		if alone {
-			u.flights.Wait()
-		}
-		u.launch(ctx, p)
-		if alone {
-			u.flights.Wait()
-		}
+		u.launch(ctx, q, p)
 		if !p.Ends {
 			continue
 		}
@@ -109,24 +105,37 @@ func (u *uploader) dispatch(ctx context.Context, q *queue, completed chan<- *str
 	}
 }
 
-// launch puts one piece: as a part, or, when it completes a stretch and no commit waits for it, with all of the stretch at once.
-func (u *uploader) launch(ctx context.Context, p piece) {
+// launch puts one piece: as a part, or, when it completes a stretch and no commit waits for it, with all of the stretch at once. A piece whose stretch
+// is complete already is not put by itself, and then none is that follows it in the stretch: commits may begin to wait in between.
+func (u *uploader) launch(ctx context.Context, q *queue, p piece) {
 	s, from := u.open, p.Start
-	frame := u.repo.Pack(p.Content)
+	compress := u.repo.Pack
+	if !p.Eager && (p.Ends || p.Followed) {
+		compress = u.repo.Compress
+	}
+	frame := compress(p.Content)
 	s.built.Add(p.Content, frame)
-	p.Content = nil // what is on its way is the compressed form
+	q.reuse(p.Content) // what is on its way is the compressed form
+	p.Content = nil
+	if p.Followed && (!p.Eager || s.skipped) {
+		s.skipped = true
+		<-u.slots
+		return
+	}
 	part := repo.Part{Timeline: u.timeline, Start: p.Start, End: p.End}
 	put := func(ctx context.Context) error { return u.repo.PutPart(ctx, u.size, part, p.Clock, frame) }
 	count := &u.counts.parts
 	if p.Ends {
 		s.last = p
 	}
-	if p.Ends && (!p.Eager || part == u.whole(s)) {
+	whole := p.Ends && (!p.Eager || s.skipped || part == u.whole(s))
+	if whole {
 		s.stored, from, count = true, u.whole(s).Start, &u.counts.stretches
 		put = func(ctx context.Context) error { return u.repo.PutStretch(ctx, u.size, u.whole(s), p.Clock, &s.built) }
 	} else {
 		s.parts = append(s.parts, part)
 	}
+	begins := u.begin(p.Start)
 	s.flights.Add(1)
 	u.flights.Go(func() {
 		defer func() { <-u.slots }()
@@ -140,6 +149,20 @@ func (u *uploader) launch(ctx context.Context, p piece) {
 		count.Add(1)
 		u.stored(from, p.End)
 	})
+	if begins && (!whole || repo.Stretch(u.size) < pg.LSN(u.size)) {
+		u.flights.Wait()
+	}
+}
+
+// begin waits for everything before the first put of a segment, so that no segment is stored before the ones that it follows.
+func (u *uploader) begin(at pg.LSN) bool {
+	number := u.size.Segment(u.timeline, at).Number
+	if u.begun && number == u.segment {
+		return false
+	}
+	u.flights.Wait()
+	u.begun, u.segment = true, number
+	return true
 }
 
 // took notes how long a put has taken.
@@ -157,7 +180,7 @@ func (u *uploader) whole(s *stretch) repo.Part {
 
 // finish puts a stretch together, stores the index of a segment that is complete, and removes the parts that are in larger objects
 // now. All of the WAL is safe already: parts that cannot be removed now are tried again with the next stretch, and what a kill
-// leaves behind is swept when the archiver next starts.
+// leaves behind is swept later: Sweep.
 func (u *uploader) finish(ctx context.Context, s *stretch) {
 	s.flights.Wait()
 	if ctx.Err() != nil {
@@ -192,7 +215,7 @@ func (u *uploader) finish(ctx context.Context, s *stretch) {
 	}
 }
 
-// replacedMax bounds the parts that are still to be removed. Those beyond it are left to the next archiver's sweep.
+// replacedMax bounds the parts that are still to be removed. Those beyond it are left to the sweep.
 const replacedMax = 10_000
 
 // replace notes parts to be removed: only such as lie in what is there as one object.
@@ -207,7 +230,8 @@ func (u *uploader) replace(whole repo.Part, parts []repo.Part) {
 // removeReplaced removes parts that are in larger objects, as far as the store lets it.
 func (u *uploader) removeReplaced(ctx context.Context) error {
 	for len(u.replaced) > 0 {
-		if err := u.repo.DeletePart(ctx, u.size, u.replaced[0]); err != nil {
+		err := u.repo.DeletePart(ctx, u.size, u.replaced[0])
+		if err != nil && !errors.Is(err, repo.ErrDenied) && !errors.Is(err, repo.ErrLocked) { // those are left to expiry
 			return err
 		}
 		u.replaced = u.replaced[1:]

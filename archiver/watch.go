@@ -16,7 +16,9 @@ import (
 // pg_stat_replication, parts are cut by age as in asynchronous mode.
 type watch struct {
 	archiver *Archiver
-	conn     *replication.Conn
+	conn     *replication.Conn // to the server that streams
+	primary  *replication.Conn // when that is a standby
+	blind    bool              // the primary's clock cannot be read, and that was told
 	pace     pace
 	warned   bool
 	told     commitWait
@@ -87,10 +89,18 @@ func (s *session) see(seen sight) {
 	s.mu.Lock()
 	q := s.queue
 	s.clock = seen.Clock
+	s.offset = time.Since(seen.Clock.Time)
 	s.mu.Unlock()
 	if q != nil {
 		q.setEager(seen.Commits.ForUs)
 	}
+}
+
+// clockOffset is what our clock is ahead of the server's.
+func (s *session) clockOffset() (offset time.Duration, isKnown bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.offset, !s.clock.Time.IsZero()
 }
 
 // look reads the clock first and the position behind it: everything that was flushed, and with it everything that was
@@ -104,7 +114,7 @@ func (w *watch) look(ctx context.Context, walsender uint32) (seen sight, ok bool
 		return seen, true
 	}
 	w.close()
-	if !w.warned && ctx.Err() == nil {
+	if !w.warned && walsender != 0 && ctx.Err() == nil { // before there is a stream there may be no slot
 		w.warned = true
 		w.archiver.opt.Log.Warn("cannot see the server's clock, its replication slots and whether commits wait for the archive; does the user have pg_monitor?", "error", err)
 	}
@@ -113,22 +123,26 @@ func (w *watch) look(ctx context.Context, walsender uint32) (seen sight, ok bool
 
 func (w *watch) query(ctx context.Context, walsender uint32) (seen sight, err error) {
 	if w.conn == nil {
-		conn, err := replication.Connect(ctx, replication.ConnectOptions{DSN: w.archiver.opt.DSN, ApplicationName: w.archiver.opt.Slot + " watch"})
-		if err != nil {
+		opt := replication.ConnectOptions{DSN: w.archiver.opt.DSN, ApplicationName: w.archiver.opt.Slot + " watch", Role: w.archiver.opt.StreamFrom}
+		if w.conn, err = replication.Connect(ctx, opt); err != nil {
 			return seen, err
 		}
-		w.conn = conn
 	}
 	if seen.Clock.Time, err = readClock(ctx, w.conn); err != nil {
 		return seen, err
 	}
-	rows, err := w.conn.Query(ctx, fmt.Sprintf("SELECT pg_catalog.pg_current_wal_flush_lsn(), EXISTS (SELECT FROM pg_catalog.pg_stat_get_wal_senders() WHERE pid = %d)", walsender))
+	rows, err := w.conn.Query(ctx, fmt.Sprintf("SELECT "+flushedLSN+", pg_catalog.pg_is_in_recovery(), EXISTS (SELECT FROM pg_catalog.pg_stat_get_wal_senders() WHERE pid = %d)", walsender))
 	if err != nil {
 		return seen, err
 	}
-	seen.Stream = rows[0][1] == "t"
+	standby := rows[0][1] == "t"
+	seen.Stream = rows[0][2] == "t"
 	if seen.Clock.LSN, err = pg.ParseLSN(rows[0][0]); err != nil {
 		return seen, err
+	}
+	flushed := seen.Clock.LSN
+	if standby {
+		seen.Clock = w.primaryClock(ctx)
 	}
 	if rows, err = w.conn.Query(ctx, commitQuery(w.archiver.opt.Slot)); err != nil {
 		return seen, err
@@ -142,9 +156,48 @@ func (w *watch) query(ctx context.Context, walsender uint32) (seen sight, err er
 	if seen.Slot, err = parseSlot(rows); err != nil {
 		return seen, err
 	}
-	seen.Slot.Rate = w.pace.note(seen.Clock.LSN, time.Now())
+	seen.Slot.Rate = w.pace.note(flushed, time.Now())
 	seen.Slot.Risk = seen.Slot.assess()
 	return seen, nil
+}
+
+// flushedLSN is how far a server has the log: a primary what it has flushed, a standby what it has received or replayed.
+const flushedLSN = "CASE WHEN pg_catalog.pg_is_in_recovery() THEN greatest(pg_catalog.pg_last_wal_receive_lsn(), pg_catalog.pg_last_wal_replay_lsn()) " +
+	"ELSE pg_catalog.pg_current_wal_flush_lsn() END"
+
+// primaryClock reads clock and position on the primary: what a standby does not have yet may have been committed long ago. Without it
+// the zero clock, which says nothing.
+func (w *watch) primaryClock(ctx context.Context) repo.Clock {
+	clock, err := w.readPrimary(ctx)
+	if err != nil {
+		closeQuietly(w.primary)
+		w.primary = nil
+		if !w.blind && ctx.Err() == nil {
+			w.archiver.opt.Log.Warn("the primary's clock cannot be read: what the archive holds is known, but not that nothing is missing behind it", "error", err)
+		}
+		w.blind = true
+		return repo.Clock{}
+	}
+	w.blind = false
+	return clock
+}
+
+func (w *watch) readPrimary(ctx context.Context) (clock repo.Clock, err error) {
+	if w.primary == nil {
+		opt := replication.ConnectOptions{DSN: w.archiver.opt.DSN, ApplicationName: w.archiver.opt.Slot + " watch", Role: replication.Primary}
+		if w.primary, err = replication.Connect(ctx, opt); err != nil {
+			return clock, err
+		}
+	}
+	if clock.Time, err = readClock(ctx, w.primary); err != nil {
+		return clock, err
+	}
+	rows, err := w.primary.Query(ctx, "SELECT pg_catalog.pg_current_wal_flush_lsn()")
+	if err != nil {
+		return repo.Clock{}, err
+	}
+	clock.LSN, err = pg.ParseLSN(rows[0][0])
+	return clock, err
 }
 
 // tell logs what has changed for the worse, or is well again.
@@ -174,11 +227,17 @@ func (w *watch) tell(seen sight) {
 }
 
 func (w *watch) close() {
-	if w.conn == nil {
+	closeQuietly(w.conn)
+	closeQuietly(w.primary)
+	w.conn, w.primary = nil, nil
+}
+
+// closeQuietly closes a connection that holds nothing that could be lost; nil is none.
+func closeQuietly(conn *replication.Conn) {
+	if conn == nil {
 		return
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 	defer cancel()
-	_ = w.conn.Close(ctx) // it held nothing that could be lost
-	w.conn = nil
+	_ = conn.Close(ctx)
 }

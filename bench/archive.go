@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"text/tabwriter"
@@ -19,13 +20,10 @@ import (
 
 // archiveOptions are the flags of `bench archive`.
 type archiveOptions struct {
+	rigOptions
 	latencies []time.Duration
 	clients   []int
-	rounds    int
-	seconds   int
-	pgBin     string
-	results   string
-	pitr      string
+	costsOnly bool
 }
 
 func archiveCommand() *cobra.Command {
@@ -34,20 +32,19 @@ func archiveCommand() *cobra.Command {
 		Use:   "archive",
 		Short: "Measure how long commits wait for the archive, and what the archiver costs the primary",
 		Long: "Commits of single inserts wait until an S3 server has their WAL, whose puts are delayed: with several puts in flight, and with one.\n" +
-			"Then pgbench's TPC-B-like transactions without an archiver and with one that nobody waits for. In turn, round by round.",
+			"Then pgbench's TPC-B-like transactions without an archiver and with one that nobody waits for, and beside pg_receivewal.\n" +
+			"In turn, round by round.",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return runArchive(cmd.Context(), opt, cmd.OutOrStdout(), cmd.ErrOrStderr())
 		},
 	}
 	flags := cmd.Flags()
+	opt.resultFlags(flags)
 	flags.DurationSliceVar(&opt.latencies, "latency", []time.Duration{5 * time.Millisecond, 20 * time.Millisecond, 50 * time.Millisecond}, "what a put takes longer than the server itself takes")
 	flags.IntSliceVar(&opt.clients, "clients", []int{1, 8, 64}, "clients that commit")
-	flags.IntVar(&opt.rounds, "rounds", 5, "rounds")
+	flags.BoolVar(&opt.costsOnly, "costs-only", false, "leave out the commits that wait")
 	flags.IntVar(&opt.seconds, "seconds", 3, "length of a run of pgbench")
-	flags.StringVar(&opt.pgBin, "pg-bin", os.Getenv("PITR_PG_BIN"), "directory of Postgres's programs; default: the newest that scripts/pg.sh provides")
-	flags.StringVar(&opt.results, "results", "", "directory of the result files; default: bench/results of the checkout")
-	flags.StringVar(&opt.pitr, "pitr", "", "pitr's program; default: that which make build builds")
 	return cmd
 }
 
@@ -56,8 +53,13 @@ const (
 	severalPuts = "several puts in flight"
 	onePut      = "one put in flight"
 	noArchiver  = "no archiver"
-	archiving   = "archiver"
+	archiving   = "archiver, S3 server on this machine"
+	intoFiles   = "archiver, into a directory"
+	receiving   = "pg_receivewal, into a directory"
 )
+
+// costly are those whose cost to the primary is compared.
+var costly = []string{noArchiver, archiving, intoFiles, receiving}
 
 // Metrics of `bench archive` that other workloads do not have.
 const (
@@ -69,65 +71,29 @@ const (
 
 // archiveRace is one invocation.
 type archiveRace struct {
-	*environment
-	opt     archiveOptions
-	store   *slowStore
-	program string
-	runs    int
-	journal *journal
-	results results
+	*rig
+	opt   archiveOptions
+	store *slowStore
+	runs  int
 }
 
-func runArchive(ctx context.Context, opt archiveOptions, out, progress io.Writer) (err error) {
+func runArchive(ctx context.Context, opt archiveOptions, out, progress io.Writer) error {
 	if opt.rounds < 1 || opt.seconds < 1 {
 		return errors.New("--rounds and --seconds begin at 1")
 	}
-	root, err := checkout()
+	opt.durable = true
+	rig, err := openRig(ctx, opt.rigOptions, progress)
 	if err != nil {
 		return err
 	}
-	e := &environment{progress: func(format string, args ...any) { fmt.Fprintf(progress, "bench: "+format+"\n", args...) }}
-	if e.bin, err = findPostgres(root, opt.pgBin); err != nil {
-		return err
-	}
-	e.durable = true
-	if err := e.open(ctx, archiveScale); err != nil {
-		return err
-	}
-	defer e.close()
-	r := &archiveRace{environment: e, opt: opt, program: filepath.Join(e.dir, "pitr")}
-	if opt.pitr == "" {
-		opt.pitr = filepath.Join(root, "bin", "pitr")
-	}
-	if err := copyProgram(opt.pitr, r.program); err != nil {
-		return err
-	}
-	if r.store, err = e.startStore(ctx, root); err != nil {
+	defer rig.close()
+	r := &archiveRace{rig: rig, opt: opt}
+	if r.store, err = r.startStore(ctx, r.root); err != nil {
 		return err
 	}
 	defer r.store.stop()
-	r.results.circumstances = observe(root)
-	r.results.circumstances.Rounds, r.results.circumstances.Seconds, r.results.circumstances.Scale = opt.rounds, opt.seconds, archiveScale
-	if opt.results == "" {
-		opt.results = filepath.Join(root, "bench", "results")
-	}
-	if r.journal, err = openJournal(opt.results, r.results.circumstances); err != nil {
-		return err
-	}
-	if err := r.run(ctx); err != nil {
-		return fmt.Errorf("%w; what there is of results is in %s", err, r.journal.file.Name())
-	}
-	if err := r.print(out); err != nil {
-		return err
-	}
-	name, err := r.journal.publish()
-	if err == nil {
-		e.progress("results are in %s", name)
-	}
-	return err
+	return r.record(opt.rigOptions, func() error { return r.run(ctx) }, func() error { return r.print(out) })
 }
-
-const archiveScale = 10
 
 // run goes through the rounds; who begins changes with each.
 func (r *archiveRace) run(ctx context.Context) error {
@@ -140,14 +106,17 @@ func (r *archiveRace) run(ctx context.Context) error {
 	}
 	for round := 1; round <= r.opt.rounds; round++ {
 		for _, latency := range r.opt.latencies {
+			if r.opt.costsOnly {
+				break
+			}
 			for i := range 2 {
 				if err := r.waits(ctx, round, latency, []string{severalPuts, onePut}[(round+i)%2], script); err != nil {
 					return err
 				}
 			}
 		}
-		for i := range 2 {
-			if err := r.costs(ctx, round, []string{noArchiver, archiving}[(round+i)%2]); err != nil {
+		for i := range costly {
+			if err := r.costs(ctx, round, costly[(round+i)%len(costly)]); err != nil {
 				return err
 			}
 		}
@@ -156,16 +125,15 @@ func (r *archiveRace) run(ctx context.Context) error {
 }
 
 // archiver runs one with a repository of its own for as long as do takes.
-func (r *archiveRace) archiver(ctx context.Context, puts string, do func(p *process) error) error {
+func (r *archiveRace) archiver(ctx context.Context, store, puts string, do func(p *process) error) error {
 	r.runs++
 	name := fmt.Sprintf("archiver-%d.yaml", r.runs)
 	port, err := freePort()
 	if err != nil {
 		return err
 	}
-	text := fmt.Sprintf("cluster: run%d\npostgres: {dsn: \"postgres://%s:%s@%s:%d/%s?sslmode=disable\"}\nhttp: {archiver: \"%s:%d\"}\n"+
-		"archive:\n  store: \"s3://%s/repo?endpoint=http://%s:%d&region=us-east-1&path_style=true\"\n%s",
-		r.runs, benchUser, benchPassword, r.server.host, r.server.port, benchDatabase, loopback, port, storeBucket, loopback, r.store.port, puts)
+	text := fmt.Sprintf("cluster: run%d\npostgres: {dsn: \"postgres://%s:%s@%s:%d/%s?sslmode=disable\"}\nhttp: {archiver: \"%s:%d\"}\nbackup: {schedule: \"\"}\narchive:\n  store: \"%s\"\n%s",
+		r.runs, benchUser, benchPassword, r.server.host, r.server.port, benchDatabase, loopback, port, store, puts)
 	if err := r.write(name, text); err != nil {
 		return err
 	}
@@ -196,10 +164,8 @@ func (r *archiveRace) waits(ctx context.Context, round int, latency time.Duratio
 		puts = ""
 	}
 	r.store.set(latency)
-	return r.archiver(ctx, puts, func(p *process) error {
-		err := r.until(ctx, poolerStart, p, func() error {
-			return r.prepare(ctx, "do $$ begin if not exists (select from pg_stat_replication where application_name = 'pitr' and state = 'streaming') then raise 'not yet'; end if; end $$")
-		})
+	return r.archiver(ctx, r.bucket(), puts, func(p *process) error {
+		err := r.streams(ctx, p, "pitr")
 		if err == nil {
 			err = r.prepare(ctx, "alter system set synchronous_standby_names = 'pitr'", "select pg_reload_conf()")
 		}
@@ -256,11 +222,56 @@ func (r *archiveRace) costs(ctx context.Context, round int, contestant string) e
 		}
 		return r.note(round, "pgbench TPC-B-like, 8 clients, nobody waits", contestant, values)
 	}
-	if contestant == noArchiver {
-		return measure(nil)
+	streaming := func(p *process) error {
+		if err := r.streams(ctx, p, "pitr"); err != nil {
+			return err
+		}
+		return measure(p)
 	}
-	r.store.set(20 * time.Millisecond)
-	return r.archiver(ctx, "", measure)
+	directory := filepath.Join(r.dir, "directory")
+	switch contestant {
+	case noArchiver:
+		return measure(nil)
+	case archiving:
+		r.store.set(20 * time.Millisecond)
+		return r.archiver(ctx, r.bucket(), "", streaming)
+	}
+	if err := errors.Join(os.RemoveAll(directory), os.Mkdir(directory, 0o755), r.own(directory, 0o755)); err != nil {
+		return err
+	}
+	if contestant == intoFiles {
+		return r.archiver(ctx, "file://"+directory, "", streaming)
+	}
+	if err := r.prepare(ctx, "select pg_create_physical_replication_slot('receive', true)"); err != nil {
+		return err
+	}
+	p, err := start(launch{name: receiving, args: []string{r.environment.program("pg_receivewal"), "-h", r.server.host, "-p", strconv.Itoa(r.server.port), "-U", benchUser, "-D", directory, "-S", "receive", "--no-loop"},
+		dir: r.dir, as: r.as, env: r.server.env()})
+	if err != nil {
+		return err
+	}
+	if err = r.streams(ctx, p, "pg_receivewal"); err == nil {
+		err = measure(p)
+	}
+	if err == nil {
+		err = p.ended() // what has gone has cost nothing
+	}
+	p.stop(syscall.SIGTERM)
+	return errors.Join(err, r.until(ctx, poolerStart, r.postgres, func() error {
+		return r.prepare(ctx, "select pg_drop_replication_slot('receive')")
+	}))
+}
+
+// streams waits until an archiver has caught up.
+func (r *archiveRace) streams(ctx context.Context, p *process, name string) error {
+	return r.until(ctx, poolerStart, p, func() error {
+		return r.prepare(ctx, "do $$ begin if not exists (select from pg_stat_replication where application_name = '"+name+"' and state = 'streaming') then raise 'not yet'; end if; end $$")
+	})
+}
+
+// bucket is the S3 server's, behind the proxy.
+func (r *archiveRace) bucket() string {
+	return fmt.Sprintf("s3://%s/repo?endpoint=http://%s:%d&region=us-east-1&path_style=true", storeBucket, loopback, r.store.port)
 }
 
 func (r *archiveRace) note(round int, workload, contestant string, values map[metric]float64) error {
@@ -279,7 +290,7 @@ func (r *archiveRace) print(out io.Writer) error {
 		if strings.HasPrefix(workload, "sync") {
 			base = onePut
 		}
-		for _, contestant := range []string{severalPuts, onePut, archiving, noArchiver} {
+		for _, contestant := range append([]string{severalPuts, onePut}, costly...) {
 			if len(r.results.values(workload, contestant, tps)) > 0 {
 				fmt.Fprintln(t, r.row(workload, contestant, base))
 			}

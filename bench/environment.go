@@ -37,7 +37,9 @@ type environment struct {
 	as       *syscall.Credential
 	secret   string // SCRAM secret of benchUser, the same in Postgres and in every pooler
 	server   address
-	durable  bool // Postgres keeps what it is told
+	durable  bool     // Postgres keeps what it is told
+	sockets  bool     // Postgres listens on a socket in dir too
+	more     []string // settings of Postgres
 	postgres *process
 	progress func(format string, args ...any)
 }
@@ -112,8 +114,12 @@ func (e *environment) serverSettings() []string {
 	if e.durable {
 		durability = nil
 	}
-	return append(durability,
-		"listen_addresses="+loopback, "unix_socket_directories=", "max_connections="+strconv.Itoa(serverConnectionsMax),
+	sockets := ""
+	if e.sockets {
+		sockets = e.dir
+	}
+	return append(append(durability, e.more...),
+		"listen_addresses="+loopback, "unix_socket_directories="+sockets, "max_connections="+strconv.Itoa(serverConnectionsMax),
 		"shared_buffers=512MB", "work_mem=64MB", "max_wal_size=8GB", "checkpoint_timeout=1h", "autovacuum=off", "jit=off", "password_encryption=scram-sha-256",
 		"ssl=on", "ssl_cert_file="+e.certificate(), "ssl_key_file="+e.key(), "ssl_min_protocol_version=TLSv1.3",
 	)

@@ -35,6 +35,6 @@ func rootCommand() *cobra.Command {
 		SilenceUsage:  true,
 	}
 	root.CompletionOptions.HiddenDefaultCmd = true
-	root.AddCommand(poolCommand(), archiveCommand(), tableCommand(), chartCommand())
+	root.AddCommand(poolCommand(), archiveCommand(), walCommand(), backupCommand(), outageCommand(), tableCommand(), chartCommand())
 	return root
 }

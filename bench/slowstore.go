@@ -2,6 +2,8 @@ package main
 
 import (
 	"context"
+	"io"
+	"log"
 	"net"
 	"net/http"
 	"net/http/httputil"
@@ -85,6 +87,7 @@ func (s *slowStore) handler(at string) http.Handler {
 			r.Out.Host = r.In.Host // it is signed
 		},
 		Transport: &http.Transport{MaxIdleConnsPerHost: 100},
+		ErrorLog:  log.New(io.Discard, "", 0), // whoever asks is told
 	}
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.Method != http.MethodPut || !strings.Contains(r.URL.Path, "/wal/") {

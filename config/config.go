@@ -10,6 +10,7 @@ type Config struct {
 	Archive  Archive  `yaml:"archive"`
 	Backup   Backup   `yaml:"backup"`
 	Restore  Restore  `yaml:"restore"`
+	Verify   Verify   `yaml:"verify"`
 	HTTP     HTTP     `yaml:"http"`
 	Log      Log      `yaml:"log"`
 
@@ -59,6 +60,8 @@ type Pooler struct {
 	ReuseUnnamedStatements      string   `yaml:"reuse_unnamed_statements"`
 	SessionObjects              string   `yaml:"session_objects"`
 
+	AdminUsers []string `yaml:"admin_users"`
+
 	Databases map[string]Database `yaml:"databases"`
 	Users     map[string]User     `yaml:"users"`
 	Auth      Auth                `yaml:"auth"`
@@ -91,7 +94,12 @@ type Auth struct {
 // Archive configures the way from Postgres to the store.
 type Archive struct {
 	Store               string   `yaml:"store"`
+	Copies              []string `yaml:"copies"`
+	Quorum              int      `yaml:"quorum"`
+	CopiesBufferMax     ByteSize `yaml:"copies_buffer_max"`
+	CopiesCheck         Duration `yaml:"copies_check"`
 	Slot                string   `yaml:"slot"`
+	StreamFrom          string   `yaml:"stream_from"`
 	FlushInterval       Duration `yaml:"flush_interval"`
 	PartSizeMax         ByteSize `yaml:"part_size_max"`
 	PutsInFlight        int      `yaml:"puts_in_flight"`
@@ -99,7 +107,11 @@ type Archive struct {
 	Compression         string   `yaml:"compression"`
 	StoreTimeout        Duration `yaml:"store_timeout"`
 	StoreRetries        int      `yaml:"store_retries"`
+	Lock                Duration `yaml:"lock"`
+	LockMode            string   `yaml:"lock_mode"`
+	SweepGrace          Duration `yaml:"sweep_grace"`
 	ShutdownGrace       Duration `yaml:"shutdown_grace"`
+	Lease               Duration `yaml:"lease"`
 	CatalogInterval     Duration `yaml:"catalog_interval"`
 	CatalogRelationsMax int      `yaml:"catalog_relations_max"`
 	PushSocket          string   `yaml:"push_socket"`
@@ -107,6 +119,14 @@ type Archive struct {
 	PushStall           Duration `yaml:"push_stall"`
 
 	Encryption Encryption `yaml:"encryption"`
+}
+
+// Stores are all stores of the repository: the main one, if it is set, and the copies.
+func (a Archive) Stores() []string {
+	if a.Store == "" {
+		return nil
+	}
+	return append([]string{a.Store}, a.Copies...)
 }
 
 // Encryption says for whom objects are encrypted before they leave, and how they are read.
@@ -122,12 +142,23 @@ type Backup struct {
 	BufferMax ByteSize  `yaml:"buffer_max"`
 	WALWait   Duration  `yaml:"wal_wait"`
 	Retention Retention `yaml:"retention"`
+
+	Incremental      string `yaml:"incremental"`
+	ChecksumFailures string `yaml:"checksum_failures"`
+	From             string `yaml:"from"`
+
+	Jitter     Duration `yaml:"jitter"`
+	RateRead   ByteSize `yaml:"rate_read"`
+	RateUpload ByteSize `yaml:"rate_upload"`
+
+	RepackBelow int `yaml:"repack_below"`
 }
 
-// Retention keeps every backup that a restore into Window may need, and at least Minimum of them.
+// Retention keeps every backup that a restore into Window may need, and at least Minimum of them; others stay for Grace.
 type Retention struct {
 	Window  Duration `yaml:"window"`
 	Minimum int      `yaml:"minimum"`
+	Grace   Duration `yaml:"grace"`
 }
 
 // Restore configures `pitr restore`.
@@ -135,6 +166,18 @@ type Restore struct {
 	TimeZone    string   `yaml:"time_zone"`
 	Parallel    int      `yaml:"parallel"`
 	OpenTimeout Duration `yaml:"open_timeout"`
+	PrefetchMax ByteSize `yaml:"prefetch_max"`
+	FenceWatch  Duration `yaml:"fence_watch"`
+}
+
+// Verify says how the repository is proven, by the archiver and by `pitr verify`.
+type Verify struct {
+	InventoryInterval Duration `yaml:"inventory_interval"`
+	ChecksumDays      int      `yaml:"checksum_days"`
+	RestoreInterval   Duration `yaml:"restore_interval"`
+	Directory         string   `yaml:"directory"`
+	Database          string   `yaml:"database"`
+	Queries           []string `yaml:"queries"`
 }
 
 // HTTP says where /healthz, /readyz and /metrics of each service listen; empty turns one off.

@@ -190,3 +190,41 @@ func FuzzParse(f *testing.F) {
 		}
 	})
 }
+
+func TestStoresOfAnArchiveAreDifferentOnesAndEnoughForTheQuorum(t *testing.T) {
+	for text, want := range map[string]string{
+		`{store: "file:///a", copies: ["s3://b/c?endpoint=https://x:y@h&region=r"], quorum: 2}`: "",
+		`{store: "file:///a", copies: ["file:///a/"]}`:                                          "archive.copies[0] is the same place as archive.store",
+		`{store: "s3://b/c?region=one", copies: ["file:///a", "s3://b/c/?region=two"]}`:         "archive.copies[1] is the same place as archive.store",
+		`{store: "s3://b/c?endpoint=http://h1", copies: ["s3://b/c?endpoint=http://h2"]}`:       "",
+		`{store: "file:///a", copies: ["ftp://b"]}`:                                             "archive.copies[0] must begin with file:// or s3://",
+		`{store: "file:///a", quorum: 2}`:                                                       "archive.quorum is 2, but there are only 1 stores",
+		`{copies: ["file:///a"]}`:                                                               "archive.copies are copies of archive.store, which is not set",
+	} {
+		_, err := Parse("pitr.yaml", []byte("archive: "+text))
+		if want == "" && err != nil || want != "" && (err == nil || !strings.Contains(strings.ReplaceAll(err.Error(), ": ", " "), want)) {
+			t.Errorf("%s: %v, want %q", text, err, want)
+		}
+	}
+	if name := StoreName("s3://b/c?endpoint=https://user:secret@h:9000&region=r"); name != "s3://b/c?endpoint=h:9000" {
+		t.Errorf("the name is %s", name)
+	}
+}
+
+func TestARetentionNeedsAStoreThatRetains(t *testing.T) {
+	for settings, want := range map[string]string{
+		`store: "s3://b/p", lock: 30d`:                               "",
+		`store: "file:///r", copies: ["s3://b/p"], lock: 30d`:        "",
+		`store: "file:///r", lock: 30d`:                              "archive.lock: needs a store that retains objects",
+		`store: "s3://b/p", lock: 12h`:                               "archive.lock: must be 0 or at least 1d",
+		`store: "s3://b/p", lock: 30d, lock_mode: legal`:             "is none of governance, compliance",
+		`store: "s3://b/p", lock: 4000d`:                             "is out of range",
+		`store: "s3://b/p", lock: 30d, lock_mode: compliance`:        "",
+		`store: "file:///r", lock_mode: compliance, sweep_grace: 1h`: "",
+	} {
+		_, err := Parse("pitr.yaml", []byte("archive: {"+settings+"}\n"))
+		if (err == nil) != (want == "") || err != nil && !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: want %q, got %v", settings, want, err)
+		}
+	}
+}

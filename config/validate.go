@@ -3,9 +3,9 @@ package config
 import (
 	"fmt"
 	"net"
-	"net/url"
 	"reflect"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -101,6 +101,8 @@ const (
 	socketPathMax = 100
 	// fingerprintKeyMin makes a fingerprint key that can be guessed a mistake.
 	fingerprintKeyMin = 16
+	leaseMin          = 2 * time.Second
+	lockMin           = 24 * time.Hour
 )
 
 var (
@@ -121,10 +123,12 @@ func validate(cfg *Config) []Problem {
 	check(clusterName.MatchString(cfg.Cluster), "cluster", fmt.Sprintf("%q is no name of up to 63 letters, digits, -, _ and .", cfg.Cluster))
 	check(slotName.MatchString(cfg.Archive.Slot), "archive.slot", fmt.Sprintf("%q is no name of a slot: lower-case letters, digits and _", cfg.Archive.Slot))
 	check(cfg.Backup.Schedule == "" || cronExpr.MatchString(cfg.Backup.Schedule), "backup.schedule", fmt.Sprintf("%q is no cron expression of five fields", cfg.Backup.Schedule))
+	check(cfg.Archive.Lease == 0 || cfg.Archive.Lease.D() >= leaseMin, "archive.lease", fmt.Sprintf("must be 0 or at least %s: it is renewed five times in it", leaseMin))
 	check(cfg.Archive.BufferMax >= 2*cfg.Archive.PartSizeMax, "archive.buffer_max", "must be at least twice archive.part_size_max")
-	if cfg.Archive.Store != "" {
-		problems = append(problems, validateStore(cfg.Archive.Store)...)
-	}
+	problems = append(problems, validateStores(cfg.Archive)...)
+	check(cfg.Archive.Lock == 0 || cfg.Archive.Lock.D() >= lockMin, "archive.lock", "must be 0 or at least 1d")
+	check(cfg.Archive.Lock == 0 || slices.ContainsFunc(cfg.Archive.Stores(), func(text string) bool { return strings.HasPrefix(text, "s3://") }),
+		"archive.lock", "needs a store that retains objects, s3://…; a directory cannot")
 	for i, recipient := range cfg.Archive.Encryption.Recipients {
 		check(strings.HasPrefix(recipient, "age1"), fmt.Sprintf("archive.encryption.recipients[%d]", i), fmt.Sprintf("%q is no age recipient: age1…", recipient))
 	}
@@ -147,6 +151,7 @@ func validate(cfg *Config) []Problem {
 	for name, user := range cfg.Pooler.Users {
 		check(!md5Secret.MatchString(user.Password.Reveal()), "pooler.users."+name+".password", "is an MD5 secret; only a plain password or a SCRAM-SHA-256 secret works")
 	}
+	check(cfg.Verify.Directory == "" || strings.HasPrefix(cfg.Verify.Directory, "/"), "verify.directory", "must be an absolute path")
 	if zone := cfg.Restore.TimeZone; zone != "" {
 		_, err := time.LoadLocation(zone)
 		check(err == nil && zone != "Local", "restore.time_zone", fmt.Sprintf("%q is no time zone, for example Europe/Berlin", zone))
@@ -164,23 +169,4 @@ func isAddress(text string) bool {
 	}
 	_, err = strconv.ParseUint(port, 10, 16)
 	return err == nil
-}
-
-func validateStore(text string) []Problem {
-	u, err := url.Parse(text)
-	problem := ""
-	switch {
-	case err != nil:
-		problem = "is no URL"
-	case u.Scheme == "file" && (u.Host != "" || !strings.HasPrefix(u.Path, "/")):
-		problem = "needs an absolute path: file:///directory"
-	case u.Scheme == "s3" && u.Host == "":
-		problem = "needs a bucket: s3://bucket/prefix"
-	case u.Scheme != "file" && u.Scheme != "s3":
-		problem = "must begin with file:// or s3://"
-	}
-	if problem == "" {
-		return nil
-	}
-	return []Problem{{Key: "archive.store", Text: problem}}
 }

@@ -13,6 +13,7 @@ import (
 	"github.com/jackc/pgx/v5/pgproto3"
 
 	"pitr/internal/pgwire"
+	"pitr/pooler/admin"
 	"pitr/pooler/auth"
 	"pitr/pooler/pool"
 	"pitr/pooler/session"
@@ -36,6 +37,9 @@ func (p *Pooler) login(conn net.Conn) (c *client, over net.Conn, early []byte, e
 	ask, err := readRequest(startup)
 	if err != nil {
 		return nil, conn, nil, err
+	}
+	if ask.database == admin.Database {
+		return nil, conn, nil, p.console(conn, in, ask)
 	}
 	if c, err = p.register(); err != nil {
 		return nil, conn, nil, err

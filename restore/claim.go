@@ -26,7 +26,12 @@ type claim struct {
 // claimDirectory takes the right, marks the directory durably and empties it of what an unfinished attempt has left. The caller has
 // passed CheckDirectory.
 func claimDirectory(dir, note string) (_ *claim, err error) {
-	again := Unfinished(dir)
+	return claimFor(dir, note, false)
+}
+
+// claimFor does so; with keep what is in the directory stays, and a cluster that is there cannot start from now on.
+func claimFor(dir, note string, keep bool) (_ *claim, err error) {
+	again := Unfinished(dir) && !keep
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, err
 	}
@@ -40,16 +45,43 @@ func claimDirectory(dir, note string) (_ *claim, err error) {
 			err = errors.Join(err, c.release())
 		}
 	}()
-	if err := c.lock(); err != nil {
+	if err := c.lock(keep); err != nil {
 		return nil, err
 	}
 	if err := errors.Join(mark.Truncate(0), writeString(mark, note+"\n"), mark.Sync(), syncPath(dir), syncPath(filepath.Dir(dir))); err != nil {
 		return nil, err
 	}
-	if again {
+	switch {
+	case again:
 		err = clearDirectory(dir)
+	case keep:
+		err = c.disarm(ServerOf)
 	}
 	return c, err
+}
+
+// disarm makes a cluster unable to start: its pg_control goes, durably, before anything else of it changes. The mark is there already, so that
+// what a kill leaves is either the cluster as it was or the rest of an unfinished restore. A server that starts at this moment has written its
+// postmaster.pid before it reads pg_control (PostmasterMain of src/backend/postmaster/postmaster.c): it is seen afterwards, or does not find the file.
+func (c *claim) disarm(serverOf func(dir string) int) error {
+	if pid := serverOf(c.dir); pid != 0 {
+		return errors.Join(fmt.Errorf("%w (process %d)", ErrInUse, pid), os.Remove(c.mark.Name()))
+	}
+	control := filepath.Join(c.dir, controlFile)
+	aside := control + ".pitr-aside"
+	if err := os.Rename(control, aside); err != nil {
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		return err
+	}
+	if pid := serverOf(c.dir); pid != 0 {
+		return errors.Join(fmt.Errorf("%w (process %d)", ErrInUse, pid), os.Rename(aside, control), os.Remove(c.mark.Name()))
+	}
+	if err := os.Remove(aside); err != nil {
+		return err
+	}
+	return syncPath(filepath.Dir(control))
 }
 
 func writeString(file *os.File, text string) error {
@@ -58,7 +90,7 @@ func writeString(file *os.File, text string) error {
 }
 
 // lock makes sure that nobody else fills the directory, and that nobody has finished it since it was checked.
-func (c *claim) lock() error {
+func (c *claim) lock(keep bool) error {
 	err := syscall.Flock(int(c.mark.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
 	switch {
 	case errors.Is(err, syscall.EWOULDBLOCK):
@@ -70,6 +102,9 @@ func (c *claim) lock() error {
 	named, err2 := os.Stat(c.mark.Name())
 	if err1 != nil || err2 != nil || !os.SameFile(held, named) {
 		return ErrBusy // it has just been finished
+	}
+	if keep {
+		return nil
 	}
 	if _, err := os.Stat(filepath.Join(c.dir, controlFile)); !errors.Is(err, fs.ErrNotExist) {
 		return errors.Join(ErrNotEmpty, err, os.Remove(c.mark.Name()))

@@ -9,8 +9,6 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
-
-	"pitr/internal/repo"
 )
 
 // Errors of CheckDirectory.
@@ -33,8 +31,8 @@ func CheckDirectory(dir string) error {
 	if err != nil {
 		return fmt.Errorf("restore into %s: %w", dir, err)
 	}
-	if pid := postmasterPID(dir); pid != 0 && syscall.Kill(pid, 0) != syscall.ESRCH {
-		return fmt.Errorf("restore into %s: %w (process %d); stop it, or restore into another directory", dir, ErrInUse, pid)
+	if err := checkUnused(dir); err != nil {
+		return err
 	}
 	switch {
 	case Unfinished(dir):
@@ -46,6 +44,18 @@ func CheckDirectory(dir string) error {
 	}
 	return fmt.Errorf("restore into %s: %w; restore into a new one", dir, ErrNotEmpty)
 }
+
+// checkUnused refuses a directory that a server is using. A postmaster.pid that a server has left behind names a process that is not there, or one
+// that works elsewhere.
+func checkUnused(dir string) error {
+	if pid := ServerOf(dir); pid != 0 {
+		return fmt.Errorf("restore into %s: %w (process %d); stop it, or restore into another directory", dir, ErrInUse, pid)
+	}
+	return nil
+}
+
+// alive reports whether a process is there, even if it is another user's.
+func alive(pid int) bool { return syscall.Kill(pid, 0) != syscall.ESRCH }
 
 // checkTablespaces refuses to put tablespaces where some are already: they may be those of a cluster that was moved away, whose links
 // still lead here.
@@ -117,47 +127,3 @@ func checkSpace(dir string, need int64) error {
 		return nil
 	}
 }
-
-// layout makes the empty directory tree.
-func layout(dir string, m *repo.Manifest, own func(string) error) error {
-	for _, tablespace := range m.Tablespaces {
-		if err := layoutTablespace(dir, tablespace, own); err != nil {
-			return err
-		}
-	}
-	for _, f := range m.Entries {
-		if !filepath.IsLocal(f.Path) {
-			return fmt.Errorf("the manifest names %q, which leaves the data directory: %w", f.Path, repo.ErrDamaged)
-		}
-		path := filepath.Join(dir, filepath.FromSlash(f.Path))
-		parent := filepath.Dir(path)
-		if f.Type == repo.TypeDir {
-			parent = path
-		}
-		if err := os.MkdirAll(parent, 0o700); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// layoutTablespace puts a tablespace beside the data directory, and a link to it where Postgres looks for it.
-func layoutTablespace(dir string, tablespace repo.Tablespace, own func(string) error) error {
-	if tablespace.OID == "" || strings.Trim(tablespace.OID, "0123456789") != "" {
-		return fmt.Errorf("the manifest names a tablespace %q: %w", tablespace.OID, repo.ErrDamaged)
-	}
-	target := filepath.Join(tablespacesDir(dir), tablespace.OID)
-	if err := os.MkdirAll(target, 0o700); err != nil {
-		return err
-	}
-	if err := own(filepath.Dir(target)); err != nil {
-		return err
-	}
-	if err := os.MkdirAll(filepath.Join(dir, "pg_tblspc"), 0o700); err != nil {
-		return err
-	}
-	return os.Symlink(target, filepath.Join(dir, "pg_tblspc", tablespace.OID))
-}
-
-// tablespacesDir is where the tablespaces of a data directory are restored to.
-func tablespacesDir(dir string) string { return dir + ".tablespaces" }

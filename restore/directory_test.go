@@ -34,6 +34,10 @@ func TestARestoreOnlyGoesWhereNothingIs(t *testing.T) {
 		write(t, filepath.Join(dir, controlFile), "")
 	})
 	check("a cluster with a server", ErrInUse, func(dir string) {
+		mkdir(t, dir)
+		serve(t, dir)
+	})
+	check("a cluster whose server's number is another's by now", ErrNotEmpty, func(dir string) {
 		write(t, filepath.Join(dir, "postmaster.pid"), fmt.Sprintf("%d\n%s\n", os.Getpid(), dir))
 	})
 	check("a cluster whose server has died", ErrNotEmpty, func(dir string) {

@@ -30,8 +30,24 @@ type fetcher struct {
 	repo     *repo.Repo
 	manifest *repo.Manifest
 	dir      string
-	fetched  atomic.Int64 // stored bytes so far
+	right    map[int][]bool         // extents that are there already, by file; nil for a new directory
+	sparse   func(path string) bool // files of which only the size is wanted; may be nil
+	runMax   int64                  // bytes of a request
+	total    int64                  // stored bytes that are wanted
+	fetched  atomic.Int64           // so far
 	progress func(fetched, total int64)
+}
+
+// newFetcher divides the memory that is allowed among the requests: each holds the bytes of a run, and little more.
+func newFetcher(r *repo.Repo, m *repo.Manifest, opt Options) *fetcher {
+	f := &fetcher{repo: r, manifest: m, dir: opt.Dir, progress: opt.Progress, runMax: runSizeMax}
+	if opt.BufferMax > 0 {
+		f.runMax = min(runSizeMax, max(runSizeMin, opt.BufferMax/int64(max(1, opt.Parallel))-2*repo.ExtentSize))
+	}
+	if len(opt.Sparse) > 0 {
+		f.sparse = func(path string) bool { return isSparse(path, opt.Sparse) }
+	}
+	return f
 }
 
 // piece is an extent and where it belongs.
@@ -49,8 +65,9 @@ type fetchRun struct {
 }
 
 const (
-	// runSizeMax is the largest request; runGapMax is how many unneeded bytes are read rather than making another request.
+	// runSizeMax is the largest request, unless less memory is allowed; runSizeMin the least that is then made of it. runGapMax is how many unneeded bytes are read rather than making another request.
 	runSizeMax = 8 << 20
+	runSizeMin = 1 << 20
 	runGapMax  = 64 << 10
 )
 
@@ -62,6 +79,7 @@ func (f *fetcher) run(ctx context.Context, parallel int) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	runs := make(chan fetchRun)
+	pieces := f.pieces()
 	var workers sync.WaitGroup
 	for range parallel {
 		workers.Go(func() {
@@ -73,7 +91,7 @@ func (f *fetcher) run(ctx context.Context, parallel int) error {
 			}
 		})
 	}
-	f.plan(ctx, runs)
+	f.plan(ctx, pieces, runs)
 	close(runs)
 	workers.Wait()
 	return context.Cause(ctx)
@@ -93,7 +111,14 @@ func (f *fetcher) createFiles() error {
 		if entry.Type != repo.TypeFile || skipped[entry.Path] {
 			continue
 		}
-		file, err := os.OpenFile(f.path(i), os.O_CREATE|os.O_EXCL|os.O_WRONLY, fs.FileMode(entry.Mode&0o777)|0o600)
+		flags, mode := os.O_CREATE|os.O_EXCL|os.O_WRONLY, fs.FileMode(entry.Mode&0o777)|0o600
+		if _, there := f.right[i]; there {
+			flags = os.O_WRONLY
+			if err := os.Chmod(f.path(i), mode); err != nil {
+				return err
+			}
+		}
+		file, err := os.OpenFile(f.path(i), flags, mode)
 		if err != nil {
 			return err
 		}
@@ -104,23 +129,35 @@ func (f *fetcher) createFiles() error {
 	return nil
 }
 
-// plan sorts the extents by pack and offset and sends runs of them.
-func (f *fetcher) plan(ctx context.Context, runs chan<- fetchRun) {
+// pieces are the extents that have to be fetched, by pack.
+func (f *fetcher) pieces() [][]piece {
 	byPack := make([][]piece, len(f.manifest.Packs))
 	for i, entry := range f.manifest.Entries {
-		if skipped[entry.Path] {
+		if skipped[entry.Path] || f.isSparse(entry.Path) {
 			continue
 		}
+		right := f.right[i]
 		for n, extent := range entry.Extents {
+			if n < len(right) && right[n] {
+				continue
+			}
+			f.total += int64(extent.Length)
 			offset := int64(n) * repo.ExtentSize
 			p := piece{extent: extent, file: i, offset: offset, length: int(min(repo.ExtentSize, entry.Size-offset))}
 			byPack[extent.Pack] = append(byPack[extent.Pack], p)
 		}
 	}
+	return byPack
+}
+
+func (f *fetcher) isSparse(path string) bool { return f.sparse != nil && f.sparse(path) }
+
+// plan sorts the extents of each pack by offset and sends runs of them.
+func (f *fetcher) plan(ctx context.Context, byPack [][]piece, runs chan<- fetchRun) {
 	for pack, pieces := range byPack {
 		slices.SortFunc(pieces, func(a, b piece) int { return int(a.extent.Offset - b.extent.Offset) })
 		for len(pieces) > 0 {
-			n := runLength(pieces)
+			n := runLength(pieces, f.runMax)
 			select {
 			case runs <- fetchRun{pack, pieces[:n]}:
 			case <-ctx.Done():
@@ -132,12 +169,12 @@ func (f *fetcher) plan(ctx context.Context, runs chan<- fetchRun) {
 }
 
 // runLength is how many of the pieces one request should fetch.
-func runLength(pieces []piece) int {
+func runLength(pieces []piece, runMax int64) int {
 	first := pieces[0].extent.Offset
 	for n := 1; n < len(pieces); n++ {
 		before, next := pieces[n-1].extent, pieces[n].extent
 		gap := next.Offset - before.Offset - int64(before.Length)
-		if gap > runGapMax || next.Offset+int64(next.Length)-first > runSizeMax {
+		if gap > runGapMax || next.Offset+int64(next.Length)-first > runMax {
 			return n
 		}
 	}
@@ -149,30 +186,44 @@ const fetchAttempts = 4
 
 func (f *fetcher) fetch(ctx context.Context, run fetchRun) error {
 	first := run.pieces[0].extent.Offset
-	last := run.pieces[len(run.pieces)-1].extent
-	length := last.Offset + int64(last.Length) - first
+	end := first
+	for _, p := range run.pieces { // a manifest that somebody has made up may have extents overlap
+		end = max(end, p.extent.Offset+int64(p.extent.Length))
+	}
+	length := end - first
 	pack := f.manifest.Packs[run.pack]
 	var content []byte
 	var err error
-	for range fetchAttempts {
-		if content, err = f.read(ctx, pack, first, length); err == nil {
+	var found error // by the attempt before
+	for attempt := range max(fetchAttempts, 1+f.repo.Stores()) {
+		if content, err = f.read(ctx, f.repo.Attempt(attempt), pack, first, length); err == nil {
 			err = f.write(ctx, run, first, content)
 		}
-		if err == nil || ctx.Err() != nil || errors.Is(err, repo.ErrNotExist) {
+		if err == nil {
+			f.repo.Recovered(pack, found, attempt)
 			break
 		}
+		if ctx.Err() != nil || attempt == 0 && errors.Is(err, repo.ErrNotExist) {
+			break
+		}
+		if found == nil || errors.Is(err, repo.ErrDamaged) {
+			found = err
+		}
+	}
+	if errors.Is(found, repo.ErrDamaged) && err != nil {
+		err = found // of all that the stores said, what an operator must know
 	}
 	if err != nil {
 		return err
 	}
 	if done := f.fetched.Add(length); f.progress != nil {
-		f.progress(done, f.manifest.StoredBytes)
+		f.progress(done, f.total)
 	}
 	return nil
 }
 
-func (f *fetcher) read(ctx context.Context, pack repo.Pack, offset, length int64) ([]byte, error) {
-	body, err := f.repo.PackReader(ctx, pack, offset, length)
+func (f *fetcher) read(ctx context.Context, from *repo.Repo, pack repo.Pack, offset, length int64) ([]byte, error) {
+	body, err := from.PackReader(ctx, pack, offset, length)
 	if err != nil {
 		return nil, err
 	}
@@ -184,30 +235,49 @@ func (f *fetcher) read(ctx context.Context, pack repo.Pack, offset, length int64
 	return content, nil
 }
 
-// write verifies the extents of a run and writes them where they belong.
-func (f *fetcher) write(ctx context.Context, run fetchRun, first int64, content []byte) error {
+// readExtent returns the plain bytes of one extent of a file.
+func readExtent(ctx context.Context, r *repo.Repo, m *repo.Manifest, f *repo.File, n int) ([]byte, error) {
+	extent, pack := f.Extents[n], m.Packs[f.Extents[n].Pack]
+	one := &fetcher{repo: r, manifest: m}
+	frame, err := one.read(ctx, r, pack, extent.Offset, int64(extent.Length))
+	if err != nil {
+		return nil, err
+	}
+	return r.OpenExtent(ctx, pack, extent, frame, int(min(repo.ExtentSize, f.Size-int64(n)*repo.ExtentSize)))
+}
+
+// write verifies the extents of a run and writes them where they belong. Neighbours mostly belong to one file.
+func (f *fetcher) write(ctx context.Context, run fetchRun, first int64, content []byte) (err error) {
 	pack := f.manifest.Packs[run.pack]
+	var file *os.File
+	open := -1
+	closeFile := func() error {
+		if file == nil {
+			return nil
+		}
+		return file.Close()
+	}
 	for _, p := range run.pieces {
 		start := p.extent.Offset - first
 		plain, err := f.repo.OpenExtent(ctx, pack, p.extent, content[start:start+int64(p.extent.Length)], p.length)
 		if err != nil {
-			return fmt.Errorf("frame at byte %d of %s, for byte %d of %s: %w", p.extent.Offset, pack.Key, p.offset,
-				f.manifest.Entries[p.file].Path, err)
+			err = fmt.Errorf("frame at byte %d of %s, for byte %d of %s: %w", p.extent.Offset, pack.Key, p.offset, f.manifest.Entries[p.file].Path, err)
+			return errors.Join(err, closeFile())
 		}
-		if err := writeAt(f.path(p.file), plain, p.offset); err != nil {
-			return err
+		if p.file != open {
+			if err := closeFile(); err != nil {
+				return err
+			}
+			if file, err = os.OpenFile(f.path(p.file), os.O_WRONLY, 0); err != nil {
+				return err
+			}
+			open = p.file
+		}
+		if _, err := file.WriteAt(plain, p.offset); err != nil {
+			return errors.Join(err, closeFile())
 		}
 	}
-	return nil
-}
-
-func writeAt(path string, content []byte, offset int64) error {
-	file, err := os.OpenFile(path, os.O_WRONLY, 0)
-	if err != nil {
-		return err
-	}
-	_, err = file.WriteAt(content, offset)
-	return errors.Join(err, file.Close())
+	return closeFile()
 }
 
 // syncTrees makes all files and directories below the roots durable, and the names of the roots. Many at a time: the file system commits

@@ -13,6 +13,7 @@ import (
 
 	"pitr/internal/pg"
 	"pitr/internal/repo"
+	"pitr/restore/journal"
 )
 
 // Plan is what a restore will do.
@@ -24,16 +25,30 @@ type Plan struct {
 	Timeline pg.Timeline `json:"timeline"`  // the recovery follows the way to it
 	StopLSN  pg.LSN      `json:"stop_lsn"`  // recovery_target_lsn
 	StopAt   bool        `json:"inclusive"` // recovery_target_inclusive: whether the record at StopLSN is replayed
+	StopEnd  pg.LSN      `json:"-"`         // Postgres needs no WAL behind it
 
 	LastIncluded  *Xact `json:"last_included"`  // nil: no transaction has ended behind the backup's start
 	FirstExcluded *Xact `json:"first_excluded"` // nil: the archive holds none
 	LeftBehind    int   `json:"left_behind"`    // commits and aborts in the archive that are not included
 
+	Prepared    []Prepared        `json:"prepared,omitempty"`         // transactions that are neither committed nor rolled back at the target
+	Tablespaces []repo.Tablespace `json:"tablespaces_made,omitempty"` // that recovery makes where they were
+	Raised      []Raised          `json:"raised,omitempty"`           // settings that the WAL requires to be higher than the backup says
+	Unlogged    []string          `json:"unlogged,omitempty"`         // tables that will be empty; Describe
+
+	Outside   []Outside   `json:"configuration_outside,omitempty"` // files of the configuration that lay outside of the data directory; Describe
+	Reordered []Reordered `json:"collations_changed,omitempty"`    // collations that are of another version here; Compare
+
 	BackupBytes int64    `json:"backup_bytes"` // of the files
 	FetchBytes  int64    `json:"fetch_bytes"`  // of the packs
 	WALBytes    int64    `json:"wal_bytes"`    // to be replayed
 	Segments    int      `json:"wal_segments"`
+	Expected    Estimate `json:"expected"`
 	Warnings    []string `json:"warnings,omitempty"`
+
+	ended    map[uint32]bool // prepared transactions that the WAL ends before the stop
+	tip      pg.Timeline     // the way to it was read
+	manifest *repo.Manifest  // of the backup, once it was read
 }
 
 // Xact is the end of a transaction.
@@ -42,6 +57,8 @@ type Xact struct {
 	Time      time.Time `json:"time"`
 	LSN       pg.LSN    `json:"lsn"`
 	Committed bool      `json:"committed"`
+
+	Touched *journal.Transaction `json:"touched,omitempty"` // what it has done; Describe
 }
 
 func (x Xact) String() string {
@@ -88,6 +105,7 @@ type PlanOptions struct {
 	Timeline pg.Timeline // zero: the newest
 	Now      time.Time
 	Parallel int
+	Rates    Rates // zero: those of the last test restore, or assumed ones
 }
 
 // planner is the state of one NewPlan.
@@ -121,6 +139,10 @@ func NewPlan(ctx context.Context, r *repo.Repo, target Target, opt PlanOptions) 
 		return p.planLSN(ctx)
 	case AtPoint:
 		return p.planPoint(ctx)
+	case AtXID, BeforeXID:
+		return p.planXID(ctx)
+	case BeforeDrop:
+		return p.planDrop(ctx)
 	default:
 		newest := p.backups[len(p.backups)-1]
 		return p.planEnd(ctx, newest)
@@ -146,6 +168,13 @@ func (p *planner) load(ctx context.Context) error {
 			return &UnreachableError{Target: p.target.Text, Reason: fmt.Sprintf("the repository has no timeline %d", p.opt.Timeline)}
 		}
 		tip = p.opt.Timeline
+	}
+	if p.opt.Rates == (Rates{}) {
+		proofs, err := p.repo.Proofs(ctx)
+		if err != nil { // in an incident a damaged proof is in nobody's way
+			p.warnings = append(p.warnings, fmt.Sprintf("what test restores have shown cannot be used: %v", err))
+		}
+		p.opt.Rates = ratesOf(proofs)
 	}
 	all, damaged, err := p.repo.ReadableBackups(ctx)
 	if err != nil {
@@ -199,7 +228,7 @@ func (p *planner) planTime(ctx context.Context) (*Plan, error) {
 		case found == nil:
 			return p.planIdle(ctx, b, s.lastClock)
 		case found.lsn >= b.Stop:
-			return p.finish(ctx, b, found)
+			return p.finish(ctx, &s, found)
 		}
 		// The backup's end was read from another clock than the transactions', or that one was set back: it holds one that is too late.
 	}
@@ -265,59 +294,6 @@ func (p *planner) tells(tli pg.Timeline, at pg.LSN) bool {
 	return tli == p.path.Tip
 }
 
-func (p *planner) planLSN(ctx context.Context) (*Plan, error) {
-	chosen := p.backupBefore(p.target.LSN)
-	if chosen == nil {
-		return nil, p.unreachable(ctx, fmt.Sprintf("the first base backup is consistent from %s on", p.backups[0].Stop))
-	}
-	if frontier := p.frontier(*chosen); p.target.LSN >= frontier {
-		return nil, p.unreachable(ctx, fmt.Sprintf("the archive ends at %s", frontier))
-	}
-	s := scan{planner: p, backup: *chosen}
-	found, err := s.findRecord(ctx, p.target.LSN)
-	if err != nil {
-		return nil, err
-	}
-	if found == nil {
-		return p.planEnd(ctx, *chosen) // the target lies within the last record
-	}
-	return p.finish(ctx, *chosen, found)
-}
-
-func (p *planner) planPoint(ctx context.Context) (*Plan, error) {
-	var points []repo.RestorePoint
-	for i, b := range p.backups {
-		if i > 0 && p.frontier(p.backups[i-1]) == p.frontier(b) {
-			continue // the scan from the one before has come by here
-		}
-		s := scan{planner: p, backup: b}
-		more, err := s.restorePoints(ctx, p.target.Name)
-		if err != nil {
-			return nil, err
-		}
-		points = append(points, more...)
-	}
-	if len(points) == 0 {
-		return nil, p.unreachable(ctx, fmt.Sprintf("no restore point of the name %q is in the archive", p.target.Name))
-	}
-	if len(points) > 1 {
-		return nil, p.unreachable(ctx, fmt.Sprintf("%d restore points have the name %q; choose by lsn:%s (the newest) or another", len(points), p.target.Name, points[len(points)-1].At))
-	}
-	chosen := p.backupBefore(points[0].At)
-	if chosen == nil {
-		return nil, p.unreachable(ctx, fmt.Sprintf("the restore point at %s lies before the first base backup's end at %s", points[0].At, p.backups[0].Stop))
-	}
-	s := scan{planner: p, backup: *chosen}
-	found, err := s.findRecord(ctx, points[0].At)
-	if err != nil {
-		return nil, err
-	}
-	if found == nil {
-		return nil, fmt.Errorf("the record of restore point %q at %s was not found: %w", p.target.Name, points[0].At, repo.ErrDamaged)
-	}
-	return p.finish(ctx, *chosen, found)
-}
-
 // backupBefore is the newest backup that is consistent at a position.
 func (p *planner) backupBefore(lsn pg.LSN) *repo.Backup {
 	var chosen *repo.Backup
@@ -336,7 +312,7 @@ func (p *planner) planEnd(ctx context.Context, b repo.Backup) (*Plan, error) {
 	if err != nil {
 		return nil, err
 	}
-	return p.finish(ctx, b, found)
+	return p.finish(ctx, &s, found)
 }
 
 // stop is where recovery ends, and what lies around.
@@ -349,16 +325,30 @@ type stop struct {
 	behind    int
 }
 
-func (p *planner) finish(ctx context.Context, b repo.Backup, s *stop) (*Plan, error) {
-	start := p.path.Size.Start(b.Start)
-	timeline, err := p.timelineOf(ctx, b, s)
+// finish makes the plan for a position that was found by a scan. The backup may still be another one than that from which it was found: what the
+// cluster was at a position does not depend on where its replay begins.
+func (p *planner) finish(ctx context.Context, s *scan, stop *stop) (*Plan, error) {
+	b := p.quickest(s.backup, stop.lsn)
+	if b.ID != s.backup.ID {
+		s = &scan{planner: p, backup: b}
+		again, err := s.find(ctx, stop.lsn, stop.inclusive)
+		if err != nil {
+			return nil, err
+		}
+		stop.last = again.last
+	}
+	timeline, err := p.timelineOf(ctx, b, stop)
 	if err != nil {
 		return nil, err
 	}
-	segments := p.path.Segments(start, s.lsn+1)
-	plan := &Plan{Target: p.target.Text, Backup: b, BackupID: b.ID, SystemID: b.SystemID, Timeline: timeline, StopLSN: s.lsn, StopAt: s.inclusive,
-		LastIncluded: s.last, FirstExcluded: s.next, LeftBehind: s.behind,
-		BackupBytes: b.Bytes, FetchBytes: b.StoredBytes, WALBytes: int64(s.lsn - b.Start), Segments: len(segments), Warnings: p.warnings}
+	segments := p.path.Segments(p.path.Size.Start(b.Start), stop.lsn+1)
+	plan := &Plan{Target: p.target.Text, Backup: b, BackupID: b.ID, SystemID: b.SystemID, Timeline: timeline, StopLSN: stop.lsn, StopAt: stop.inclusive, StopEnd: stop.end,
+		LastIncluded: stop.last, FirstExcluded: stop.next, LeftBehind: stop.behind, tip: p.path.Tip,
+		BackupBytes: b.Bytes, FetchBytes: b.StoredBytes, WALBytes: int64(stop.lsn - b.Start), Segments: len(segments), Warnings: p.warnings,
+		Expected: p.opt.Rates.estimate(b, stop.lsn)}
+	plan.setRaised(s.parameters)
+	plan.setPrepared(s)
+	plan.setTablespaces(s)
 	// Within one segment parts may be on their way that are there before others: nobody was told of them.
 	if frontier, last := p.frontier(b), p.path.Last(); last > p.path.Size.Start(frontier)+pg.LSN(p.path.Size) {
 		plan.Warnings = append(plan.Warnings, fmt.Sprintf("WAL is missing behind %s: transactions behind it, up to %s, cannot be reached from this backup", frontier, last))

@@ -22,6 +22,11 @@ func planOf(t testing.TB, r *repo.Repo, to string, tli pg.Timeline) (*Plan, erro
 	if err != nil {
 		t.Fatal(err)
 	}
+	return planFor(t, r, target, tli)
+}
+
+func planFor(t testing.TB, r *repo.Repo, target Target, tli pg.Timeline) (*Plan, error) {
+	t.Helper()
 	return NewPlan(t.Context(), r, target, PlanOptions{Timeline: tli, Now: time.Now(), Parallel: 3})
 }
 

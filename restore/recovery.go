@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"unicode"
 )
@@ -28,20 +29,15 @@ const (
 // writeRecovery tells Postgres up to where to recover: in postgresql.auto.conf, where the last setting of a name counts, and by
 // recovery.signal. A data directory whose configuration lies elsewhere (Debian) gets a small one of its own.
 func writeRecovery(dir string, plan *Plan, opt Options) error {
-	lines := []string{
-		recoveryBegin + " " + strings.Map(printable, plan.Target),
-		"restore_command = " + quote(opt.FetchWAL),
-		"recovery_target = ''", "recovery_target_time = ''", "recovery_target_name = ''", "recovery_target_xid = ''",
-		fmt.Sprintf("recovery_target_lsn = '%s'", plan.StopLSN),
-		fmt.Sprintf("recovery_target_inclusive = %t", plan.StopAt),
-		fmt.Sprintf("recovery_target_timeline = '%d'", plan.Timeline),
-		"recovery_target_action = 'promote'",
-		// Nobody should read, or write to, a database that is not yet what was asked for. Postgres would also stop in the middle when
-		// the origin has since raised one of the required settings.
-		"hot_standby = off",
-	}
+	lines := append([]string{recoveryBegin + " " + strings.Map(printable, plan.Target)}, targetSettings(plan, opt)...)
 	for _, name := range required {
-		if value := plan.Backup.Settings[name]; value != "" {
+		value := plan.Backup.Settings[name]
+		for _, raised := range plan.Raised {
+			if raised.Name == name {
+				value = strconv.Itoa(raised.Needed)
+			}
+		}
+		if value != "" {
 			lines = append(lines, name+" = "+value)
 		}
 	}
@@ -56,15 +52,19 @@ func writeRecovery(dir string, plan *Plan, opt Options) error {
 		return err
 	}
 	content := string(stripRecovery(before)) + strings.Join(lines, "\n") + "\n"
-	files := map[string]string{"postgresql.auto.conf": content, "recovery.signal": ""}
+	signal, stale := "recovery.signal", []string{"standby.signal", "postmaster.pid", "postmaster.opts"}
+	if opt.Standby {
+		signal, stale[0] = stale[0], signal
+	}
+	files := map[string]string{"postgresql.auto.conf": content, signal: ""}
 	if _, err := os.Stat(filepath.Join(dir, "postgresql.conf")); errors.Is(err, fs.ErrNotExist) {
-		files["postgresql.conf"] = "# written by pitr restore: the origin's configuration lay outside its data directory\n"
+		files["postgresql.conf"] = "# written by pitr restore: the origin's configuration lay outside its data directory;\n# postgresql.conf.origin is a copy of it, if there is one\n"
 	}
 	if _, err := os.Stat(filepath.Join(dir, "pg_hba.conf")); errors.Is(err, fs.ErrNotExist) {
-		files["pg_hba.conf"] = "# written by pitr restore: the origin's pg_hba.conf lay outside its data directory\nlocal all all peer\nhost all all 127.0.0.1/32 scram-sha-256\n"
+		files["pg_hba.conf"] = "# written by pitr restore: the origin's pg_hba.conf lay outside its data directory;\n# pg_hba.conf.origin is a copy of it, if there is one\nlocal all all peer\nhost all all 127.0.0.1/32 scram-sha-256\n"
 	}
-	for _, stale := range []string{"standby.signal", "postmaster.pid", "postmaster.opts"} {
-		if err := os.Remove(filepath.Join(dir, stale)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	for _, name := range stale {
+		if err := os.Remove(filepath.Join(dir, name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
 	}
@@ -74,6 +74,28 @@ func writeRecovery(dir string, plan *Plan, opt Options) error {
 		}
 	}
 	return nil
+}
+
+// targetSettings say how far to recover, and what to do then.
+func targetSettings(plan *Plan, opt Options) []string {
+	unset := []string{"recovery_target = ''", "recovery_target_time = ''", "recovery_target_name = ''", "recovery_target_xid = ''"}
+	if opt.Standby {
+		// It has no target, follows the primary over every change of timeline, and is read meanwhile.
+		return append(unset, "recovery_target_lsn = ''", "recovery_target_timeline = 'latest'", "restore_command = "+quote(opt.FetchWAL),
+			"primary_conninfo = "+quote(opt.PrimaryInfo), "primary_slot_name = ''", "hot_standby = on")
+	}
+	action, hot := "promote", "off"
+	if opt.Pause {
+		action, hot = "pause", "on" // without it Postgres takes a pause for a shutdown
+	}
+	return append([]string{"restore_command = " + quote(fmt.Sprintf("%s --until %s", opt.FetchWAL, plan.StopEnd))}, append(unset,
+		fmt.Sprintf("recovery_target_lsn = '%s'", plan.StopLSN),
+		fmt.Sprintf("recovery_target_inclusive = %t", plan.StopAt),
+		fmt.Sprintf("recovery_target_timeline = '%d'", plan.Timeline),
+		fmt.Sprintf("recovery_target_action = '%s'", action),
+		// Nobody should read, or write to, a database that is not yet what was asked for. Postgres would also stop in the middle when
+		// the origin has since raised one of the required settings.
+		"hot_standby = "+hot)...)
 }
 
 // stripRecovery removes the block of an earlier restore, which a backup of a restored server contains.

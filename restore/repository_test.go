@@ -2,6 +2,7 @@ package restore
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -70,7 +71,7 @@ func openRepo(t testing.TB, root string) (*repo.Repo, *faulty) {
 // smallFiles is the backup of smallBackup: names and contents.
 func smallFiles() map[string]string {
 	long := strings.Repeat("0123456789abcdef", 40_000) // three extents
-	return map[string]string{"PG_VERSION": "15\n", "global/pg_control": "control", "base/1/1259": long, "base/1/empty": "",
+	return map[string]string{"PG_VERSION": "15\n", "global/pg_control": string(binary.NativeEndian.AppendUint64(nil, 7)) + "control", "base/1/1259": long, "base/1/empty": "",
 		"postgresql.conf": "", "tablespace_map": "16400 /elsewhere\n", "backup_label": "label", "pg_tblspc/16400/PG_15/1/2": "in a tablespace"}
 }
 

@@ -16,8 +16,15 @@ import (
 // scan looks for a position in the WAL behind a backup: first in the indexes, then in the few records around it.
 type scan struct {
 	*planner
-	backup    repo.Backup
-	lastClock time.Time // the latest that the indexes, or the transactions themselves, tell
+	backup             repo.Backup
+	lastClock          time.Time // the latest that the indexes, or the transactions themselves, tell
+	parameters         []repo.Parameters
+	twoPhase           []repo.TwoPhase
+	tablespaces        []repo.TablespaceMade
+	touchedTablespaces []string // of indexes that do not tell of tablespaces: those in which files have changed
+	untold             bool     // an index of an older program does not tell of what was prepared
+
+	lead pg.LSN // where the first record begins that ends in the segment of the index that is being visited
 }
 
 // visitIndexes passes the index of every segment behind the backup, in order. The index of a segment that has none is made by decoding it.
@@ -50,7 +57,10 @@ func (s *scan) visitIndexes(ctx context.Context, visit func(repo.Index) error) e
 		}
 	})
 	from := s.path.Size.Start(s.backup.Start)
+	s.parameters, s.twoPhase, s.untold = nil, nil, false
+	s.tablespaces, s.touchedTablespaces = nil, nil
 	for _, segment := range segments {
+		s.lead = from
 		result, more := <-ahead
 		if !more {
 			return context.Cause(ctx)
@@ -66,6 +76,9 @@ func (s *scan) visitIndexes(ctx context.Context, visit func(repo.Index) error) e
 		if a.index.Unfinished != 0 {
 			from = a.index.Unfinished
 		}
+		s.parameters, s.twoPhase = append(s.parameters, a.index.Parameters...), append(s.twoPhase, a.index.TwoPhase...)
+		s.tablespaces, s.touchedTablespaces = append(s.tablespaces, a.index.Tablespaces...), tablespacesOf(a.index, s.touchedTablespaces)
+		s.untold = s.untold || !a.index.TellsTwoPhase()
 		if err := visit(a.index); err != nil {
 			return err
 		}
@@ -199,11 +212,24 @@ func xactOf(r *wal.Record) (*Xact, error) {
 
 // findRecord finds the first record that begins at or behind a position, to be included; nil when there is none.
 func (s *scan) findRecord(ctx context.Context, lsn pg.LSN) (*stop, error) {
+	result, err := s.find(ctx, lsn, true)
+	if err != nil || result.lsn == 0 {
+		return nil, err
+	}
+	return result, nil
+}
+
+// findBefore finds the record that begins at a position, not to be included.
+func (s *scan) findBefore(ctx context.Context, lsn pg.LSN) (*stop, error) {
+	return s.find(ctx, lsn, false)
+}
+
+func (s *scan) find(ctx context.Context, lsn pg.LSN, inclusive bool) (*stop, error) {
 	var before *repo.Mark
 	behind := 0
 	err := s.visitIndexes(ctx, func(index repo.Index) error {
 		for _, mark := range index.Marks {
-			if mark.At <= lsn {
+			if mark.At < lsn || inclusive && mark.At == lsn {
 				before, behind = &mark, mark.Count
 			} else {
 				behind += mark.Count
@@ -218,12 +244,9 @@ func (s *scan) findRecord(ctx context.Context, lsn pg.LSN) (*stop, error) {
 	if before != nil {
 		from = before.At
 	}
-	result := &stop{inclusive: true, behind: behind}
+	result := &stop{inclusive: inclusive, behind: behind}
 	_, err = s.decode(ctx, from, s.frontier(s.backup), func(r *wal.Record) error { return s.around(r, from, lsn, result) })
-	if err != nil || result.lsn == 0 {
-		return nil, err
-	}
-	return result, nil
+	return result, err
 }
 
 // around notes the record to stop at and the transactions on either side of it.
@@ -238,7 +261,7 @@ func (s *scan) around(r *wal.Record, from, lsn pg.LSN, result *stop) error {
 	if err != nil || x == nil {
 		return err
 	}
-	if result.lsn != 0 && r.Start > result.lsn {
+	if result.lsn != 0 && (r.Start > result.lsn || !result.inclusive) {
 		result.next = x
 		return errFound
 	}
@@ -247,6 +270,47 @@ func (s *scan) around(r *wal.Record, from, lsn pg.LSN, result *stop) error {
 	}
 	result.behind--
 	return nil
+}
+
+// findXID lists the ends of a transaction, or of the one that a subtransaction belongs to. Ids wrap around, so that there may be several; a
+// subtransaction that was rolled back by itself is not an end.
+func (s *scan) findXID(ctx context.Context, xid uint32) ([]Xact, error) {
+	type stretch struct{ lead, from, to pg.LSN }
+	var wanted []stretch
+	err := s.visitIndexes(ctx, func(index repo.Index) error {
+		if index.Detail > 0 && !index.XIDs.Holds(xid) {
+			return nil
+		}
+		segment, err := pg.ParseSegmentName(index.Segment, s.path.Size)
+		if err != nil {
+			return fmt.Errorf("index of %s: %w: %w", index.Segment, repo.ErrDamaged, err)
+		}
+		wanted = append(wanted, stretch{s.lead, segment.Start(s.path.Size), segment.End(s.path.Size)})
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	var ends []Xact
+	for _, w := range wanted {
+		_, err := s.decode(ctx, w.lead, min(w.to, s.frontier(s.backup)), func(r *wal.Record) error {
+			if r.End <= w.from || r.Start < s.backup.Start || r.Rmgr != wal.RmgrXact {
+				return nil
+			}
+			if err := r.Decode(); err != nil {
+				return err
+			}
+			x, isEnd, err := r.Xact()
+			if err == nil && isEnd && (x.XID == xid || x.Committed && slices.Contains(x.Subxacts, xid)) {
+				ends = append(ends, Xact{XID: x.XID, Time: x.Time, LSN: r.Start, Committed: x.Committed})
+			}
+			return err
+		})
+		if err != nil {
+			return nil, err
+		}
+	}
+	return ends, nil
 }
 
 // findEnd finds the last whole record of the archive, to be included.

@@ -20,6 +20,8 @@ type StartOptions struct {
 	Log         string        // Postgres's output
 	OpenTimeout time.Duration // restore.open_timeout
 	Settings    []string
+	Pause       bool                // the recovery stays at its target: wait until it is there
+	Standby     bool                // it never ends: wait until the server can be read
 	Progress    func(status string) // may be nil
 }
 
@@ -43,13 +45,19 @@ func Start(ctx context.Context, install *postmaster.Install, opt StartOptions) (
 	}
 	ctx, cancel := context.WithTimeout(ctx, opt.OpenTimeout)
 	defer cancel()
-	settings := append([]string{"lc_messages=C", "log_min_messages=log", "logging_collector=off", "log_destination=stderr"}, opt.Settings...)
+	settings := append([]string{"lc_messages=C", "log_min_messages=log", "logging_collector=off", "log_destination=stderr"}, recoverySettings(ctx, install, opt.Dir)...)
+	settings = append(settings, opt.Settings...) // the last one of a name counts
 	server, err := install.StartDetached(ctx, postmaster.StartOptions{Dir: opt.Dir, Port: opt.Port, Log: opt.Log, Settings: settings})
 	if err != nil {
 		return nil, Opened{}, err
 	}
 	if err := waitOpen(ctx, server, opt, from); err != nil {
 		return server, Opened{}, err
+	}
+	if !opt.Pause && !opt.Standby {
+		if err := RemoveSpools(opt.Dir); err != nil {
+			return server, Opened{}, err
+		}
 	}
 	opened, err := readProof(opt.Log, from)
 	opened.Port, opened.Took = opt.Port, time.Since(begin)
@@ -68,9 +76,9 @@ func waitOpen(ctx context.Context, server *postmaster.Server, opt StartOptions, 
 	begin, seen := time.Now(), false
 	for {
 		status := server.Status()
-		_, signalErr := os.Stat(filepath.Join(opt.Dir, "recovery.signal"))
-		if status == "ready" && errors.Is(signalErr, fs.ErrNotExist) {
-			return nil
+		open, err := opt.isOpen(status, from)
+		if err != nil || open {
+			return err
 		}
 		seen = seen || status != ""
 		if status == "" && (seen || time.Since(begin) > startGrace) {
@@ -87,7 +95,29 @@ func waitOpen(ctx context.Context, server *postmaster.Server, opt StartOptions, 
 	}
 }
 
+// isOpen reports whether a server with this status in its pid file has come as far as it should. It is ready as soon as it can be read.
+func (opt StartOptions) isOpen(status string, from int64) (bool, error) {
+	if status != "ready" || opt.Standby {
+		return status == "ready", nil
+	}
+	_, err := os.Stat(filepath.Join(opt.Dir, "recovery.signal"))
+	ended := errors.Is(err, fs.ErrNotExist)
+	if !opt.Pause {
+		return ended, nil
+	}
+	if ended {
+		return false, errNotPaused
+	}
+	content, err := readTail(opt.Log, from)
+	return logPaused.Match(content), err
+}
+
+// errNotPaused says that Postgres could not be read yet when it came to the target: it does not pause then (recoveryPausesHere of
+// src/backend/access/transam/xlogrecovery.c).
+var errNotPaused = errors.New("the server was promoted at the target instead of pausing, since it could not be read yet; choose a later target, or an earlier backup")
+
 var (
+	logPaused   = regexp.MustCompile(`(?m)LOG:  +pausing at the end of recovery$`)
 	logStopping = regexp.MustCompile(`(?m)LOG:  +(recovery stopping (?:before|after) .*)$`)
 	logRedoDone = regexp.MustCompile(`(?m)LOG:  +redo done at (\S+)`)
 	logLastXact = regexp.MustCompile(`(?m)LOG:  +last completed transaction was at log time (.*)$`)

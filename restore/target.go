@@ -3,7 +3,7 @@ package restore
 import (
 	"errors"
 	"fmt"
-	"regexp"
+	"strconv"
 	"strings"
 	"time"
 
@@ -12,22 +12,27 @@ import (
 
 // Target is what a restore should bring back.
 type Target struct {
-	Kind TargetKind
-	Time time.Time
-	LSN  pg.LSN
-	Name string
-	Text string // as it was written
+	Kind     TargetKind
+	Time     time.Time
+	LSN      pg.LSN
+	Name     string
+	XID      uint32
+	Relation string
+	Text     string // as it was written; of a relative time with the instant that it means
 }
 
-// TargetKind tells the forms of --to apart.
+// TargetKind tells the forms of a target apart.
 type TargetKind int
 
-// The forms of --to.
+// The forms of --to, and of --before-drop and --before-xid.
 const (
-	Latest  TargetKind = iota // everything that is in the archive
-	AtTime                    // every commit up to and including an instant
-	AtLSN                     // up to and including the record that begins at, or first behind, a position
-	AtPoint                   // up to a named restore point
+	Latest     TargetKind = iota // everything that is in the archive
+	AtTime                       // every commit up to and including an instant
+	AtLSN                        // up to and including the record that begins at, or first behind, a position
+	AtPoint                      // up to a named restore point
+	AtXID                        // up to and including the end of a transaction, or of the one that a subtransaction belongs to
+	BeforeXID                    // up to that end, without it
+	BeforeDrop                   // up to the commit that drops a relation, without it
 )
 
 // Errors of ParseTarget that a caller may want to tell apart.
@@ -37,9 +42,15 @@ var (
 	ErrNoSuch    = errors.New("the local time does not exist")
 )
 
-// ParseTarget reads a value of --to. A time is written 2026-11-20 14:03:21, with a fraction if need be, and a zone behind it: Z, +01,
-// +01:00 or +0100. Without one it is taken in zone; a nil zone refuses it. Local times that exist twice or never are refused.
+// ParseTarget reads a value of --to, now by this machine's clock.
 func ParseTarget(text string, zone *time.Location) (Target, error) {
+	return ParseTargetAt(text, zone, time.Now())
+}
+
+// ParseTargetAt reads a value of --to. A time is written 2026-11-20 14:03:21, with a fraction if need be, and a zone behind it: Z, +01,
+// +01:00 or +0100. Without one it is taken in zone; a nil zone refuses it. Local times that exist twice or never are refused. Relative times,
+// such as "5 minutes ago" and "yesterday 14:00+01:00", are counted from now.
+func ParseTargetAt(text string, zone *time.Location, now time.Time) (Target, error) {
 	target := Target{Text: text}
 	if text == "latest" {
 		return target, nil
@@ -49,6 +60,11 @@ func ParseTarget(text string, zone *time.Location) (Target, error) {
 		target.Kind, target.LSN = AtLSN, lsn
 		return target, err
 	}
+	if value, found := strings.CutPrefix(text, "xid:"); found {
+		xid, err := ParseXID(value)
+		target.Kind, target.XID = AtXID, xid
+		return target, err
+	}
 	if name, found := strings.CutPrefix(text, "name:"); found {
 		if name == "" {
 			return target, errors.New("name: needs the name of a restore point behind it")
@@ -56,77 +72,40 @@ func ParseTarget(text string, zone *time.Location) (Target, error) {
 		target.Kind, target.Name = AtPoint, name
 		return target, nil
 	}
-	at, err := ParseTime(text, zone)
-	if errors.Is(err, ErrNoTime) {
-		err = fmt.Errorf("%q is no target: write a time such as \"2026-11-20 14:03:21+01:00\", lsn:0/3000148, name:restore_point, or latest", text)
+	target.Kind = AtTime
+	at, err := parseRelative(text, zone, now)
+	if err == nil {
+		target.Time, target.Text = at, fmt.Sprintf("%s (%s)", text, at.Format("2006-01-02 15:04:05Z07:00"))
+		return target, nil
 	}
-	target.Kind, target.Time = AtTime, at
+	if !errors.Is(err, ErrNoTime) {
+		return target, err
+	}
+	if at, err = ParseTime(text, zone); errors.Is(err, ErrNoTime) {
+		err = fmt.Errorf("%q is no target: write a time such as \"2026-11-20 14:03:21+01:00\" or \"5 minutes ago\", lsn:0/3000148, xid:4711, name:restore_point, or latest", text)
+	}
+	target.Time = at
 	return target, err
 }
 
-var timeForm = regexp.MustCompile(`^(\d{4}-\d\d-\d\d)[ T](\d\d:\d\d(?::\d\d(?:\.\d{1,6})?)?) ?(Z|UTC|[+-]\d\d(?::?\d\d)?)?$`)
+// firstNormalXID is FirstNormalTransactionId of src/include/access/transam.h.
+const firstNormalXID = 3
 
-// ErrNoTime says that a text has not the form of a time.
-var ErrNoTime = errors.New("not a time")
-
-// ParseTime reads an instant by the rules of ParseTarget.
-func ParseTime(text string, zone *time.Location) (time.Time, error) {
-	m := timeForm.FindStringSubmatch(strings.TrimSpace(text))
-	if m == nil {
-		return time.Time{}, fmt.Errorf("%q is %w: write it as \"2026-11-20 14:03:21+01:00\"", text, ErrNoTime)
+// ParseXID reads a transaction id: the 32 bits that the WAL has, or the 64 of pg_current_xact_id, whose upper half the WAL does not tell.
+func ParseXID(text string) (uint32, error) {
+	id, err := strconv.ParseUint(text, 10, 64)
+	if err != nil || uint32(id) < firstNormalXID {
+		return 0, fmt.Errorf("%q is no transaction id", text)
 	}
-	layout := "2006-01-02 15:04"
-	if strings.Count(m[2], ":") == 2 {
-		layout += ":05"
-	}
-	wall, err := time.Parse(layout, m[1]+" "+m[2])
-	if err != nil {
-		return time.Time{}, fmt.Errorf("%q is no time: %w", text, err)
-	}
-	if m[3] != "" {
-		offset, err := parseOffset(m[3])
-		return wall.Add(-offset).UTC(), err
-	}
-	if zone == nil {
-		return time.Time{}, fmt.Errorf("%q: %w; add one, for example %q, or set restore.time_zone", text, ErrNoZone, text+"+00:00")
-	}
-	return resolveLocal(wall, zone)
+	return uint32(id), nil
 }
 
-func parseOffset(text string) (time.Duration, error) {
-	if text == "Z" || text == "UTC" {
-		return 0, nil
-	}
-	var hours, minutes int
-	digits := strings.ReplaceAll(text[1:], ":", "")
-	if _, err := fmt.Sscanf(digits+"00", "%2d%2d", &hours, &minutes); err != nil || hours > 15 || minutes > 59 {
-		return 0, fmt.Errorf("%q is no offset from UTC", text)
-	}
-	offset := time.Duration(hours)*time.Hour + time.Duration(minutes)*time.Minute
-	if text[0] == '-' {
-		offset = -offset
-	}
-	return offset, nil
+// BeforeTransaction is the target just before a transaction ends.
+func BeforeTransaction(xid uint32) Target {
+	return Target{Kind: BeforeXID, XID: xid, Text: fmt.Sprintf("before xid:%d", xid)}
 }
 
-// resolveLocal finds the instant at which the clocks of a zone show wall. Offsets are those in force around it.
-func resolveLocal(wall time.Time, zone *time.Location) (time.Time, error) {
-	found := map[int64]time.Time{}
-	for _, around := range []time.Duration{-26 * time.Hour, 0, 26 * time.Hour} {
-		_, offset := wall.Add(around).In(zone).Zone()
-		at := wall.Add(-time.Duration(offset) * time.Second)
-		if _, same := at.In(zone).Zone(); same == offset {
-			found[at.UnixNano()] = at
-		}
-	}
-	shown := wall.Format("2006-01-02 15:04:05")
-	switch len(found) {
-	case 0:
-		return time.Time{}, fmt.Errorf("%s in %s: %w (the clocks were put forward); write it with an offset", shown, zone, ErrNoSuch)
-	case 1:
-		for _, at := range found {
-			return at.UTC(), nil
-		}
-	}
-	return time.Time{}, fmt.Errorf("%s in %s: %w (the clocks were put back); write it with an offset", shown, zone, ErrAmbiguous)
+// BeforeDropOf is the target just before a relation is dropped: name, schema.name or database.schema.name.
+func BeforeDropOf(relation string) Target {
+	return Target{Kind: BeforeDrop, Relation: relation, Text: "before the drop of " + relation}
 }

@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"slices"
 	"sync"
+	"time"
 
 	"pitr/internal/pg"
 	"pitr/internal/repo"
@@ -21,6 +23,19 @@ const (
 	Checksum  VerifyLevel = "checksum"  // and every byte is what it was; WAL is decoded
 )
 
+// VerifyOptions says what Verify reads.
+type VerifyOptions struct {
+	Level VerifyLevel
+	Slice int // of Of: at level checksum only the objects of one slice are read; names and sizes are compared of all
+	Of    int // zero: all objects are read
+	Plan  PlanOptions
+}
+
+// has reports whether an object is in the slice that is read. docs/FORMAT.md, "Proofs".
+func (opt VerifyOptions) has(key string) bool {
+	return opt.Of <= 1 || crc32.Checksum([]byte(key), crc32.MakeTable(crc32.Castagnoli))%uint32(opt.Of) == uint32(opt.Slice)
+}
+
 // Report is what a verification has found.
 type Report struct {
 	Level    VerifyLevel `json:"level"`
@@ -28,7 +43,9 @@ type Report struct {
 	Packs    int         `json:"packs"`
 	Segments int         `json:"wal_segments"`
 	Bytes    int64       `json:"stored_bytes"` // looked at
-	Windows  []Window    `json:"windows"`      // that can be reached
+	Read     int         `json:"objects_read"` // at level checksum
+	ReadSize int64       `json:"bytes_read"`
+	Windows  []Window    `json:"windows"` // that can be reached
 	Defects  []string    `json:"defects"`
 
 	Encrypted bool `json:"encrypted,omitempty"` // and not to be opened here: the windows are not known
@@ -37,9 +54,12 @@ type Report struct {
 // verifier is the state of one Verify.
 type verifier struct {
 	repo     *repo.Repo
+	opt      VerifyOptions
 	level    VerifyLevel
 	parallel int
 	cluster  repo.Cluster
+	keeps    map[string]repo.Keep
+	uses     map[string]*packUse // what backups refer to, by pack: several refer to one
 
 	mu     sync.Mutex // guards report
 	report Report
@@ -52,10 +72,13 @@ func (v *verifier) defect(format string, args ...any) {
 }
 
 // Verify looks for everything that would make a restore fail. What it finds is in the report; an error means that it could not look.
-func Verify(ctx context.Context, r *repo.Repo, level VerifyLevel, opt PlanOptions) (Report, error) {
-	v := &verifier{repo: r, level: level, parallel: max(1, opt.Parallel), report: Report{Level: level, Defects: []string{}, Windows: []Window{}}}
+func Verify(ctx context.Context, r *repo.Repo, opt VerifyOptions) (Report, error) {
+	v := &verifier{repo: r, opt: opt, level: opt.Level, parallel: max(1, opt.Plan.Parallel), uses: map[string]*packUse{}, report: Report{Level: opt.Level, Defects: []string{}, Windows: []Window{}}}
 	var err error
 	if v.cluster, err = r.Cluster(ctx); err != nil {
+		return v.report, err
+	}
+	if v.keeps, err = r.Keeps(ctx); err != nil {
 		return v.report, err
 	}
 	backups, damaged, err := r.ReadableBackups(ctx)
@@ -69,10 +92,19 @@ func Verify(ctx context.Context, r *repo.Repo, level VerifyLevel, opt PlanOption
 	if err != nil {
 		return v.report, err
 	}
+	sizes := map[string]int64{}
+	for _, packs := range stored {
+		for _, pack := range packs {
+			sizes[pack.Key] = pack.Size
+		}
+	}
 	for _, b := range backups {
-		if err := v.backup(ctx, b.ID, stored[b.ID]); err != nil {
+		if err := v.backup(ctx, b.ID, sizes); err != nil {
 			return v.report, err
 		}
+	}
+	if err := v.readPacks(ctx); err != nil {
+		return v.report, err
 	}
 	timelines, err := r.Timelines(ctx)
 	if err != nil {
@@ -84,11 +116,16 @@ func Verify(ctx context.Context, r *repo.Repo, level VerifyLevel, opt PlanOption
 	if v.report.Encrypted {
 		return v.report, nil
 	}
-	return v.report, v.windows(ctx, opt)
+	windows, err := Reachable(ctx, r, opt.Plan)
+	v.report.Windows = append(v.report.Windows, windows...)
+	return v.report, v.defectOr(err)
 }
 
 // defectOr notes an error that says that an object is absent or damaged, and returns any other.
 func (v *verifier) defectOr(err error) error {
+	if err == nil {
+		return nil
+	}
 	if errors.Is(err, repo.ErrDamaged) || errors.Is(err, repo.ErrNotExist) {
 		v.defect("%v", err)
 		return nil
@@ -96,53 +133,12 @@ func (v *verifier) defectOr(err error) error {
 	return err
 }
 
-func (v *verifier) backup(ctx context.Context, id string, stored []repo.Pack) error {
-	packs, err := v.packs(ctx, id)
-	if err != nil {
-		return v.defectOr(err)
-	}
-	v.report.Backups++
-	sizes := map[string]int64{}
-	for _, pack := range stored {
-		sizes[pack.Key] = pack.Size
-	}
-	var present []repo.Pack
-	for _, pack := range packs {
-		size, found := sizes[pack.Key]
-		switch {
-		case !found:
-			v.defect("backup %s: pack %s is missing", id, pack.Key)
-		case size != pack.Size:
-			v.defect("backup %s: pack %s has %d bytes, its manifest says %d", id, pack.Key, size, pack.Size)
-		default:
-			present = append(present, pack)
-			v.report.Packs++
-			v.report.Bytes += pack.Size
-		}
-	}
-	if v.level != Checksum {
-		return nil
-	}
-	return v.each(len(present), func(i int) error {
-		if err := v.repo.VerifyPack(ctx, present[i]); err != nil {
-			return v.defectOr(fmt.Errorf("backup %s: %w", id, err))
-		}
-		return nil
-	})
-}
-
-// packs lists what a backup refers to. For names and sizes it is enough what an encrypted manifest says in the clear.
-func (v *verifier) packs(ctx context.Context, id string) ([]repo.Pack, error) {
-	manifest, err := v.repo.ReadManifest(ctx, id)
-	if cannotOpen(err) && v.level == Inventory {
-		v.report.Encrypted = true
-		b, err := v.repo.ReadBackup(ctx, id)
-		return b.Packs, err
-	}
-	if err != nil {
-		return nil, err
-	}
-	return manifest.Packs, nil
+// read counts an object that is read.
+func (v *verifier) read(size int64) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.report.Read++
+	v.report.ReadSize += size
 }
 
 func cannotOpen(err error) bool {
@@ -180,9 +176,18 @@ func (v *verifier) wal(ctx context.Context, timelines []pg.Timeline, backups []r
 		}
 		v.report.Segments += len(inv.Completed())
 		v.report.Bytes += inv.Bytes
+		noted, err := v.repo.Gaps(ctx, tli)
+		if err != nil {
+			if err := v.defectOr(err); err != nil {
+				return err
+			}
+		}
 		runs := inv.Runs()
 		for i := 1; i < len(runs); i++ {
-			v.defect("timeline %d: WAL is missing from %s to %s", tli, runs[i-1].End, runs[i].Start)
+			if v.expired(runs[i].Start, backups) {
+				continue
+			}
+			v.defect("timeline %d: WAL is missing from %s to %s%s", tli, runs[i-1].End, runs[i].Start, why(noted, runs[i-1].End, runs[i].Start))
 		}
 		if err := v.timeline(ctx, inv, runs); err != nil {
 			return err
@@ -203,9 +208,35 @@ func (v *verifier) wal(ctx context.Context, timelines []pg.Timeline, backups []r
 	return nil
 }
 
+// expired reports whether WAL before a position may have gone, since nothing but backups that are kept by hand lies before it: they need only what makes
+// them consistent, which is looked for by itself.
+func (v *verifier) expired(before pg.LSN, backups []repo.Backup) bool {
+	kept := 0
+	for _, b := range backups {
+		if b.Start >= before {
+			continue
+		}
+		if _, byHand := v.keeps[b.ID]; !byHand {
+			return false
+		}
+		kept++
+	}
+	return kept > 0
+}
+
+// why says what was noted of a hole.
+func why(noted []repo.Gap, from, to pg.LSN) string {
+	for _, gap := range noted {
+		if gap.From < to && from < gap.To {
+			return fmt.Sprintf("; noticed %s: %s", gap.Noticed.Format(time.RFC3339), gap.Reason)
+		}
+	}
+	return ""
+}
+
 // timeline checks that indexes are there, and at level checksum decodes every byte of WAL.
 func (v *verifier) timeline(ctx context.Context, inv *repo.Inventory, runs []repo.Run) error {
-	completed := inv.Completed()
+	completed := slices.DeleteFunc(inv.Completed(), func(number uint64) bool { return !v.inSlice(inv, number) })
 	err := v.each(len(completed), func(i int) error {
 		segment := pg.Segment{Timeline: inv.Timeline, Number: completed[i]}
 		if v.level != Checksum {
@@ -234,6 +265,10 @@ func (v *verifier) decode(ctx context.Context, inv *repo.Inventory, run repo.Run
 	for at := run.Start; at < run.End; {
 		segment := inv.Size.Segment(inv.Timeline, at)
 		at = min(segment.End(inv.Size), run.End)
+		if !v.inSlice(inv, segment.Number) {
+			decoder = nil
+			continue
+		}
 		content, err := v.repo.ReadSegment(ctx, inv.Size, segment)
 		if err != nil {
 			decoder = nil
@@ -242,6 +277,7 @@ func (v *verifier) decode(ctx context.Context, inv *repo.Inventory, run repo.Run
 			}
 			continue
 		}
+		v.read(int64(len(content)))
 		if decoder == nil {
 			decoder = wal.NewDecoder(wal.Options{Start: segment.Start(inv.Size), SegmentSize: inv.Size, SystemID: v.cluster.SystemID, Timeline: inv.Timeline},
 				func(*wal.Record) error { return nil })
@@ -254,17 +290,7 @@ func (v *verifier) decode(ctx context.Context, inv *repo.Inventory, run repo.Run
 	return nil
 }
 
-// windows adds what can be reached at all.
-func (v *verifier) windows(ctx context.Context, opt PlanOptions) error {
-	p := &planner{repo: v.repo, opt: opt, target: Target{Text: "any"}}
-	if err := p.load(ctx); err != nil {
-		return v.defectOr(err)
-	}
-	var e *UnreachableError
-	if err := p.unreachable(ctx, "window"); errors.As(err, &e) {
-		v.report.Windows = append(v.report.Windows, slices.Clone(e.Windows)...)
-	} else if err != nil {
-		return v.defectOr(err)
-	}
-	return nil
+// inSlice reports whether a segment is to be read.
+func (v *verifier) inSlice(inv *repo.Inventory, number uint64) bool {
+	return v.opt.has(pg.Segment{Timeline: inv.Timeline, Number: number}.Name(inv.Size))
 }

@@ -18,10 +18,17 @@ import (
 // that as the end of the archive.
 var ErrAbsent = errors.New("certainly not in the archive")
 
+// FetchOptions says what a recovery wants of the archive.
+type FetchOptions struct {
+	// Until is where a recovery ends that stops by itself; zero: not known. Postgres reads ahead. Behind this position a hole may be taken for
+	// the end of the archive: a recovery that has a target fails, and does not promote, when the log ends before it.
+	Until pg.LSN
+}
+
 // FetchWAL writes the file that Postgres asks its restore_command for: a segment, filled with zeros behind what is archived of it, or
 // a history file. The destination appears whole or not at all.
-func FetchWAL(ctx context.Context, r *repo.Repo, name, destination string) error {
-	content, err := readFile(ctx, r, name)
+func FetchWAL(ctx context.Context, r *repo.Repo, name, destination string, opt FetchOptions) error {
+	content, err := readFile(ctx, r, name, opt)
 	if err != nil {
 		return fmt.Errorf("wal fetch %s: %w", name, err)
 	}
@@ -31,7 +38,7 @@ func FetchWAL(ctx context.Context, r *repo.Repo, name, destination string) error
 	return nil
 }
 
-func readFile(ctx context.Context, r *repo.Repo, name string) ([]byte, error) {
+func readFile(ctx context.Context, r *repo.Repo, name string, opt FetchOptions) ([]byte, error) {
 	cluster, err := r.Cluster(ctx)
 	if err != nil {
 		// Without cluster.json this is not the archive of anything: that is a mistake in the configuration, not the end of WAL.
@@ -51,12 +58,12 @@ func readFile(ctx context.Context, r *repo.Repo, name string) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	return readSegment(ctx, r, segment, cluster.SegmentSize)
+	return readSegment(ctx, r, segment, cluster.SegmentSize, opt)
 }
 
 // readSegment returns a whole segment. What is missing of it may only be missing at the end of the archive: behind a hole Postgres must
 // not promote as if nothing had followed.
-func readSegment(ctx context.Context, r *repo.Repo, segment pg.Segment, size pg.SegmentSize) ([]byte, error) {
+func readSegment(ctx context.Context, r *repo.Repo, segment pg.Segment, size pg.SegmentSize, opt FetchOptions) ([]byte, error) {
 	content, err := r.ReadSegment(ctx, size, segment)
 	absent := errors.Is(err, repo.ErrNotExist)
 	if err != nil && !absent || len(content) == int(size) {
@@ -74,7 +81,8 @@ func readSegment(ctx context.Context, r *repo.Repo, segment pg.Segment, size pg.
 		return content, nil
 	}
 	runs := inv.Runs()
-	if len(runs) > 0 && runs[0].Start <= segment.Start(size) && inv.Last() > segment.End(size) {
+	reaches := opt.Until != 0 && segment.Start(size)+pg.LSN(len(content)) >= opt.Until
+	if !reaches && len(runs) > 0 && runs[0].Start <= segment.Start(size) && inv.Last() > segment.End(size) {
 		return nil, fmt.Errorf("the archive has a hole here: it goes on up to %s on timeline %d", inv.Last(), segment.Timeline)
 	}
 	if absent {

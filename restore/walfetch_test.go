@@ -14,11 +14,11 @@ import (
 )
 
 // fetched calls FetchWAL and returns what it has written; nil when there is nothing.
-func fetched(t testing.TB, r *repo.Repo, name string) ([]byte, error) {
+func fetched(t testing.TB, r *repo.Repo, name string, opt FetchOptions) ([]byte, error) {
 	t.Helper()
 	dir := t.TempDir()
 	destination := filepath.Join(dir, "RECOVERYXLOG")
-	err := FetchWAL(t.Context(), r, name, destination)
+	err := FetchWAL(t.Context(), r, name, destination, opt)
 	entries, dirErr := os.ReadDir(dir)
 	if dirErr != nil {
 		t.Fatal(dirErr)
@@ -52,7 +52,7 @@ func TestAFetchBringsWhatTheServerHasWritten(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		got, err := fetched(t, w.repo, name)
+		got, err := fetched(t, w.repo, name, FetchOptions{})
 		if err != nil || !bytes.Equal(got, want) {
 			t.Errorf("%s: %d bytes that differ from the server's (%v)", name, len(got), err)
 		}
@@ -63,11 +63,11 @@ func TestAFetchBringsWhatTheServerHasWritten(t *testing.T) {
 	}
 	// The open segment is filled with zeros, which to Postgres are the end of WAL.
 	last := inv.Last()
-	open, err := fetched(t, w.repo, w.size.Segment(1, last).Name(w.size))
+	open, err := fetched(t, w.repo, w.size.Segment(1, last).Name(w.size), FetchOptions{})
 	if err != nil || len(open) != int(w.size) || bytes.Trim(open[w.size.Offset(last):], "\x00") != nil && len(bytes.Trim(open[w.size.Offset(last):], "\x00")) > 0 {
 		t.Errorf("the open segment has %d bytes (%v)", len(open), err)
 	}
-	history, err := fetched(t, w.repo, "00000002.history")
+	history, err := fetched(t, w.repo, "00000002.history", FetchOptions{})
 	if err != nil || !bytes.Contains(history, []byte(w.fork.String())) {
 		t.Errorf("the history is %q (%v)", history, err)
 	}
@@ -82,7 +82,7 @@ func TestOnlyWhatIsCertainlyAbsentIsCalledAbsent(t *testing.T) {
 	behind := w.size.Segment(1, inv.Last()).Next().Name(w.size)
 	absent := func(name string, want bool, r *repo.Repo) {
 		t.Helper()
-		if _, err := fetched(t, r, name); err == nil || errors.Is(err, ErrAbsent) != want {
+		if _, err := fetched(t, r, name, FetchOptions{}); err == nil || errors.Is(err, ErrAbsent) != want {
 			t.Errorf("%s: %v; certainly absent: %t, want %t", name, err, errors.Is(err, ErrAbsent), want)
 		}
 	}
@@ -110,6 +110,20 @@ func TestOnlyWhatIsCertainlyAbsentIsCalledAbsent(t *testing.T) {
 	}
 	absent(whole.Name(w.size), false, r)
 
+	// A recovery that stops before the hole needs nothing behind it, but Postgres reads ahead.
+	until := FetchOptions{Until: start + 8192}
+	if content, err := fetched(t, r, whole.Name(w.size), until); err != nil || len(content) != int(w.size) || len(bytes.Trim(content[8192:], "\x00")) > 0 {
+		t.Errorf("what lies before the stop is not brought: %d bytes, %v", len(content), err)
+	}
+	if _, err := fetched(t, r, whole.Name(w.size), FetchOptions{Until: start + 8193}); err == nil || errors.Is(err, ErrAbsent) {
+		t.Errorf("what the stop needs is missing, and the fetch says %v", err)
+	}
+	remove(t, filepath.Join(root, "main/wal/00000001", whole.Name(w.size)+".parts"))
+	if _, err := fetched(t, r, whole.Name(w.size), FetchOptions{Until: start}); !errors.Is(err, ErrAbsent) {
+		t.Errorf("a segment behind the stop that is not there: %v", err)
+	}
+	absent(whole.Name(w.size), false, r)
+
 	// Nor is what lies in no repository at all.
 	empty, _ := openRepo(t, t.TempDir())
 	absent(behind, false, empty)
@@ -120,7 +134,7 @@ func TestOnlyWhatIsCertainlyAbsentIsCalledAbsent(t *testing.T) {
 	for fault, spoil := range faults {
 		f.onGet(func(_ int, _ string, body io.ReadCloser) (io.ReadCloser, error) { return spoil(body) })
 		for _, name := range []string{behind, history, whole.Name(w.size), "00000002.history"} {
-			if content, err := fetched(t, r, name); err == nil || errors.Is(err, ErrAbsent) {
+			if content, err := fetched(t, r, name, FetchOptions{}); err == nil || errors.Is(err, ErrAbsent) {
 				t.Errorf("%s, answers %s: %d bytes, %v", name, fault, len(content), err)
 			}
 		}
@@ -128,7 +142,7 @@ func TestOnlyWhatIsCertainlyAbsentIsCalledAbsent(t *testing.T) {
 	f.onGet(nil)
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if err := FetchWAL(ctx, r, behind, filepath.Join(t.TempDir(), "x")); err == nil || errors.Is(err, ErrAbsent) {
+	if err := FetchWAL(ctx, r, behind, filepath.Join(t.TempDir(), "x"), FetchOptions{}); err == nil || errors.Is(err, ErrAbsent) {
 		t.Errorf("an interrupted fetch says %v", err)
 	}
 }

@@ -27,9 +27,15 @@ import (
 // fetchEnv makes this test binary a restore_command: it names the store.
 const fetchEnv = "PITR_TEST_FETCH_FROM"
 
+// prefetchEnv makes it a prefetcher, likewise.
+const prefetchEnv = "PITR_TEST_PREFETCH_FROM"
+
 func TestMain(m *testing.M) {
 	if root := os.Getenv(fetchEnv); root != "" {
 		os.Exit(fetchAsCommand(root, os.Args[1], os.Args[2]))
+	}
+	if root := os.Getenv(prefetchEnv); root != "" {
+		os.Exit(prefetchAsCommand(root, os.Args[1]))
 	}
 	code := m.Run()
 	if err := endWorld(); err != nil {
@@ -44,7 +50,7 @@ func fetchAsCommand(root, name, destination string) int {
 	if err == nil {
 		var compressor *repo.Compressor
 		if compressor, err = repo.NewCompressor("zstd:1"); err == nil {
-			err = FetchWAL(context.Background(), repo.New(files, "main", compressor), name, destination)
+			err = FetchWAL(context.Background(), repo.New(files, "main", compressor), name, destination, FetchOptions{})
 		}
 	}
 	switch {
@@ -55,6 +61,20 @@ func fetchAsCommand(root, name, destination string) int {
 	}
 	fmt.Fprintln(os.Stderr, err)
 	return 255
+}
+
+func prefetchAsCommand(root, data string) int {
+	files, err1 := file.Open(root)
+	compressor, err2 := repo.NewCompressor("zstd:1")
+	err := errors.Join(err1, err2)
+	if err == nil {
+		err = Prefetch(context.Background(), repo.New(files, "main", compressor), PrefetchOptions{Data: data, Max: 4 << 20, Parallel: 3, Log: slog.New(slog.DiscardHandler)})
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	return 0
 }
 
 // world is a repository that the real archiver has written for a real Postgres. Timeline 1 holds two base backups with commits, aborts,
@@ -73,6 +93,8 @@ type world struct {
 	rows    map[pg.Timeline]map[uint32]int // the number that a transaction has inserted
 	backups []repo.Backup
 	servers []*postmaster.Server
+
+	catalogs time.Duration // between two catalogs; zero: none
 }
 
 var (
@@ -143,8 +165,8 @@ func (w *world) start(ctx context.Context, dir string) (*postmaster.Server, erro
 
 func (w *world) archiveOptions(server *postmaster.Server) archiver.Options {
 	return archiver.Options{DSN: w.dsn(server), Slot: "pitr", FlushInterval: 20 * time.Millisecond, PartSizeMax: 1 << 20, BufferMax: 8 << 20, PutsInFlight: 4,
-		ShutdownGrace: 5 * time.Second, BackupBufferMax: 64 << 20, BackupWALWait: 20 * time.Second, RetentionWindow: time.Hour, RetentionMinimum: 1,
-		Repo: w.repo, Log: slog.New(slog.DiscardHandler)}
+		ShutdownGrace: 5 * time.Second, BackupBufferMax: 64 << 20, BackupWALWait: 20 * time.Second, Retention: archiver.Retention{Window: time.Hour, Minimum: 1},
+		CatalogInterval: w.catalogs, CatalogRelationsMax: 10_000, Repo: w.repo, Log: slog.New(slog.DiscardHandler)}
 }
 
 func (w *world) dsn(server *postmaster.Server) string {

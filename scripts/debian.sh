@@ -5,7 +5,7 @@
 # container, no chroot. The mirror is the one in this machine's apt configuration; signatures are checked by its keyring.
 #
 # The caller sets: here (the folder of the scripts), checkout, name (of the folder in .tools, and in messages), suite,
-# packages, programs (what it wants to run: patterns, from the root of the unpacked tree) and libraries (a folder of
+# kind (deb-src for sources; empty: deb), packages, programs (what it wants to run: patterns, from the root of the unpacked tree) and libraries (a folder of
 # libraries beside the system's, from that root, or empty).
 
 # provide unpacks the packages unless that was done before; afterwards $dest/tree holds them.
@@ -93,7 +93,7 @@ download() {
 
 # verified_lists fetches the suite's package lists and fails unless keyring $3 vouches for them.
 verified_lists() {
-  echo "deb [signed-by=$3] $2 $suite main" >"$1/sources.list"
+  echo "${kind:-deb} [signed-by=$3] $2 $suite main" >"$1/sources.list"
   private_apt "$1" -o APT::Update::Error-Mode=any update
 }
 

@@ -1,6 +1,7 @@
 package replication
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -29,35 +30,56 @@ type BaseBackup struct {
 
 	conn        *pgconn.HijackedConn
 	stopCancel  func() bool
+	messages    messageReader
 	major       int
 	tablespaces []Archive
 	legacy      int // 13 and 14: how many of tablespaces and manifest have begun
-	pending     []byte
 	pendingKind *Archive
 	reader      *archiveReader
 }
 
-// StartBaseBackup asks for a base backup with a fast checkpoint, without WAL, with the server's manifest, and takes the connection over.
-func (c *Conn) StartBaseBackup(ctx context.Context, label string) (*BaseBackup, error) {
+// BaseBackupOptions says what is asked for.
+type BaseBackupOptions struct {
+	Label string
+	// Previous is the server's manifest of an earlier backup: since version 17 only what has changed since is sent then. Nil: all is.
+	Previous []byte
+}
+
+// ErrNotIncremental says that the server did not take the earlier backup's manifest, or has no summaries of the WAL since.
+var ErrNotIncremental = errors.New("the server cannot tell what has changed")
+
+// StartBaseBackup asks for a base backup with a fast checkpoint, without WAL, with the server's manifest, and takes the connection over. Pages
+// are not verified by the server: who reads them does that, and can say which they are.
+func (c *Conn) StartBaseBackup(ctx context.Context, opt BaseBackupOptions) (*BaseBackup, error) {
 	major, err := c.Major()
 	if err != nil {
 		return nil, err
 	}
-	command := fmt.Sprintf("BASE_BACKUP (LABEL '%s', CHECKPOINT 'fast', WAIT false, MANIFEST 'yes', TABLESPACE_MAP true)", label)
+	command := fmt.Sprintf("BASE_BACKUP (LABEL '%s', CHECKPOINT 'fast', WAIT false, MANIFEST 'yes', TABLESPACE_MAP true, VERIFY_CHECKSUMS false)", opt.Label)
 	if major < 15 {
-		command = fmt.Sprintf("BASE_BACKUP LABEL '%s' FAST NOWAIT TABLESPACE_MAP MANIFEST 'yes'", label)
+		command = fmt.Sprintf("BASE_BACKUP LABEL '%s' FAST NOWAIT TABLESPACE_MAP NOVERIFY_CHECKSUMS MANIFEST 'yes'", opt.Label)
+	}
+	if opt.Previous != nil {
+		if _, err := c.conn.CopyFrom(ctx, bytes.NewReader(opt.Previous), "UPLOAD_MANIFEST"); err != nil {
+			return nil, errors.Join(fmt.Errorf("%w: UPLOAD_MANIFEST: %w", ErrNotIncremental, err), c.Close(ctx))
+		}
+		command = strings.TrimSuffix(command, ")") + ", INCREMENTAL)"
 	}
 	hijacked, err := c.takeOver(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("start base backup: %w", err)
 	}
-	b := &BaseBackup{conn: hijacked, major: major}
+	b := &BaseBackup{conn: hijacked, major: major, messages: newMessageReader(hijacked.Conn)}
 	b.stopCancel = context.AfterFunc(ctx, func() { _ = hijacked.Conn.Close() })
 	hijacked.Frontend.SendQuery(&pgproto3.Query{String: command})
 	if err := hijacked.Frontend.Flush(); err != nil {
 		return nil, errors.Join(fmt.Errorf("start base backup: %w", err), b.Close())
 	}
 	if err := b.readStart(); err != nil {
+		var refused *pgconn.PgError
+		if opt.Previous != nil && errors.As(err, &refused) {
+			err = fmt.Errorf("%w: %w", ErrNotIncremental, err)
+		}
 		return nil, errors.Join(fmt.Errorf("start base backup: %w", err), b.Close())
 	}
 	return b, nil
@@ -71,22 +93,6 @@ func (b *BaseBackup) Close() error {
 		return nil // a cancelled context has closed it
 	}
 	return err
-}
-
-func (b *BaseBackup) receive() (pgproto3.BackendMessage, error) {
-	for {
-		message, err := b.conn.Frontend.Receive()
-		if err != nil {
-			return nil, err
-		}
-		switch m := message.(type) {
-		case *pgproto3.ErrorResponse:
-			return nil, pgconn.ErrorResponseToPgError(m)
-		case *pgproto3.NoticeResponse, *pgproto3.ParameterStatus:
-		default:
-			return message, nil
-		}
-	}
 }
 
 // readStart reads the two result sets before the data: start position and tablespaces.
@@ -122,22 +128,22 @@ func parsePosition(rows [][]string) (pg.LSN, pg.Timeline, error) {
 func (b *BaseBackup) resultSet() ([][]string, error) {
 	var rows [][]string
 	for {
-		message, err := b.receive()
+		kind, err := b.messages.next()
 		if err != nil {
 			return nil, err
 		}
-		switch m := message.(type) {
-		case *pgproto3.RowDescription:
-		case *pgproto3.DataRow:
-			row := make([]string, len(m.Values))
-			for i, value := range m.Values {
-				row[i] = string(value)
+		switch kind {
+		case 'T': // RowDescription
+		case 'D':
+			row, err := b.messages.row()
+			if err != nil {
+				return nil, err
 			}
 			rows = append(rows, row)
-		case *pgproto3.CommandComplete:
+		case 'C': // CommandComplete
 			return rows, nil
 		default:
-			return nil, fmt.Errorf("unexpected %T", message)
+			return nil, fmt.Errorf("unexpected message %q", kind)
 		}
 	}
 }
@@ -169,26 +175,25 @@ func (b *BaseBackup) nextArchive() (Archive, error) {
 		return archive, nil
 	}
 	for {
-		message, err := b.receive()
+		kind, err := b.messages.next()
 		if err != nil {
 			return Archive{}, err
 		}
-		switch m := message.(type) {
-		case *pgproto3.CopyOutResponse:
+		switch kind {
+		case 'H': // CopyOutResponse
 			if b.major < 15 {
 				return b.legacyArchive(), nil
 			}
-		case *pgproto3.CopyData:
-			archive, isNew, err := b.frame(m.Data)
+		case 'd': // CopyData
+			archive, isNew, err := b.frame()
 			if err != nil || isNew {
 				return archive, err
 			}
-		case *pgproto3.CopyDone:
-		case *pgproto3.RowDescription: // the last result set
+		case 'c', 'C': // CopyDone, CommandComplete
+		case 'T': // RowDescription of the last result set
 			return Archive{}, io.EOF
-		case *pgproto3.CommandComplete:
 		default:
-			return Archive{}, fmt.Errorf("unexpected %T", message)
+			return Archive{}, fmt.Errorf("unexpected message %q", kind)
 		}
 	}
 }
@@ -203,14 +208,20 @@ func (b *BaseBackup) legacyArchive() Archive {
 	return Archive{Manifest: true}
 }
 
-// frame reads a CopyData message of 15 and later: 'n' begins an archive, 'm' the manifest, 'd' carries data, 'p' progress.
-func (b *BaseBackup) frame(data []byte) (archive Archive, isNew bool, err error) {
-	if len(data) == 0 {
-		return Archive{}, false, errors.New("empty message")
+// frame reads the head of a CopyData message of 15 and later: 'n' begins an archive, 'm' the manifest, 'd' carries data, which is left to
+// be read, 'p' progress.
+func (b *BaseBackup) frame() (archive Archive, isNew bool, err error) {
+	kind, err := b.messages.first()
+	if err != nil || kind == 'd' {
+		return Archive{}, false, err
 	}
-	switch data[0] {
+	data, err := b.messages.rest()
+	if err != nil {
+		return Archive{}, false, err
+	}
+	switch kind {
 	case 'n':
-		fields := strings.SplitN(string(data[1:]), "\x00", 3)
+		fields := strings.SplitN(string(data), "\x00", 3)
 		if len(fields) < 2 {
 			return Archive{}, false, errors.New("an archive without a name")
 		}
@@ -224,13 +235,10 @@ func (b *BaseBackup) frame(data []byte) (archive Archive, isNew bool, err error)
 		return Archive{TablespaceOID: name, TablespacePath: fields[1]}, true, nil
 	case 'm':
 		return Archive{Manifest: true}, true, nil
-	case 'd':
-		b.pending = data[1:]
-		return Archive{}, false, nil
 	case 'p':
 		return Archive{}, false, nil
 	default:
-		return Archive{}, false, fmt.Errorf("message of unknown kind %q", data[0])
+		return Archive{}, false, fmt.Errorf("message of unknown kind %q", kind)
 	}
 }
 
@@ -242,40 +250,41 @@ type archiveReader struct {
 
 // Read implements io.Reader.
 func (r *archiveReader) Read(p []byte) (int, error) {
-	for len(r.b.pending) == 0 && !r.done {
+	for r.b.messages.left == 0 && !r.done {
 		if err := r.advance(); err != nil {
 			return 0, fmt.Errorf("base backup: %w", err)
 		}
 	}
-	if len(r.b.pending) == 0 {
+	if r.b.messages.left == 0 {
 		return 0, io.EOF
 	}
-	n := copy(p, r.b.pending)
-	r.b.pending = r.b.pending[n:]
+	n, err := r.b.messages.read(p)
+	if err != nil {
+		return n, fmt.Errorf("base backup: %w", err)
+	}
 	return n, nil
 }
 
 func (r *archiveReader) advance() error {
-	message, err := r.b.receive()
+	kind, err := r.b.messages.next()
 	if err != nil {
 		return err
 	}
-	switch m := message.(type) {
-	case *pgproto3.CopyData:
+	switch kind {
+	case 'd':
 		if r.b.major < 15 {
-			r.b.pending = m.Data
 			return nil
 		}
-		archive, isNew, err := r.b.frame(m.Data)
+		archive, isNew, err := r.b.frame()
 		if isNew {
 			r.b.pendingKind, r.done = &archive, true
 		}
 		return err
-	case *pgproto3.CopyDone:
+	case 'c':
 		r.done = true
 		return nil
 	default:
-		return fmt.Errorf("unexpected %T", message)
+		return fmt.Errorf("unexpected message %q", kind)
 	}
 }
 
@@ -289,13 +298,13 @@ func (b *BaseBackup) readStop() error {
 	if err != nil {
 		return fmt.Errorf("base backup: stop position: %w", err)
 	}
-	// Only now does the server say whether what it has sent was sound: "checksum verification failure during base backup".
+	// Only now does the server say whether it stands by what it has sent.
 	for {
-		message, err := b.receive()
+		kind, err := b.messages.next()
 		if err != nil {
 			return fmt.Errorf("base backup: the server ended it with: %w", err)
 		}
-		if _, isReady := message.(*pgproto3.ReadyForQuery); isReady {
+		if kind == 'Z' { // ReadyForQuery
 			b.Stop = stop
 			return nil
 		}

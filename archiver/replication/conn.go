@@ -7,18 +7,21 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"slices"
 	"strconv"
 	"strings"
 
 	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgproto3"
 
 	"pitr/internal/pg"
 )
 
 // Conn is a connection in replication mode. It is not safe for use by several goroutines.
 type Conn struct {
-	conn *pgconn.PgConn
+	conn  *pgconn.PgConn
+	paced *pacedReader // what it reads through
 }
 
 // ConnectOptions says where the server is and how the connection is named in pg_stat_replication.
@@ -27,8 +30,20 @@ type ConnectOptions struct {
 	Database        string // empty: that of the DSN
 	ApplicationName string
 	Replication     bool // a physical walsender; otherwise an ordinary connection for queries
-	Only            Host // of several hosts this one, whatever it is; zero: the primary
+	Only            Host // of several hosts this one, whatever it is; zero: what Role says
+	Role            Role
 }
+
+// Role says which of several hosts is wanted.
+type Role string
+
+// The zero Role is the primary of several hosts, unless the DSN's target_session_attrs says otherwise, and a single host whatever it is.
+const (
+	AnyRole       Role = ""
+	Primary       Role = "primary"
+	Standby       Role = "standby"
+	PreferStandby Role = "prefer-standby" // the primary when there is no standby
+)
 
 // Host is one of those that a DSN names.
 type Host struct {
@@ -69,22 +84,67 @@ func only(cfg *pgconn.Config, host Host) {
 	}
 }
 
-var errStandby = errors.New("it is a standby")
+var (
+	errStandby = errors.New("it is a standby")
+	errPrimary = errors.New("it is the primary")
+)
 
-// primary refuses a standby. Since version 14 a server reports what it is (in_hot_standby); an older one is asked in a way that a
-// walsender understands too.
-func primary(ctx context.Context, conn *pgconn.PgConn) error {
+// inRecovery reports whether a server is a standby. Since version 14 it reports that (in_hot_standby); an older one is asked in a way
+// that a walsender understands too.
+func inRecovery(ctx context.Context, conn *pgconn.PgConn) (bool, error) {
 	switch conn.ParameterStatus("in_hot_standby") {
 	case "on":
-		return errStandby
+		return true, nil
 	case "off":
-		return nil
+		return false, nil
 	}
-	return pgconn.ValidateConnectTargetSessionAttrsReadWrite(ctx, conn)
+	err := pgconn.ValidateConnectTargetSessionAttrsReadWrite(ctx, conn)
+	if errors.Is(err, pgconn.ErrReadOnlyConnection) {
+		return true, nil
+	}
+	return false, err
 }
 
-// Connect logs in. Of several hosts it finds the primary, unless the DSN's target_session_attrs wants something else.
+// primary refuses a standby.
+func primary(ctx context.Context, conn *pgconn.PgConn) error {
+	standby, err := inRecovery(ctx, conn)
+	if err == nil && standby {
+		err = errStandby
+	}
+	return err
+}
+
+// standby refuses a primary.
+func standby(ctx context.Context, conn *pgconn.PgConn) error {
+	standby, err := inRecovery(ctx, conn)
+	if err == nil && !standby {
+		err = errPrimary
+	}
+	return err
+}
+
+// InRecovery reports whether the server is a standby.
+func (c *Conn) InRecovery(ctx context.Context) (bool, error) { return inRecovery(ctx, c.conn) }
+
+// Connect logs in to the host that Role wants.
 func Connect(ctx context.Context, opt ConnectOptions) (*Conn, error) {
+	if opt.Role != PreferStandby || opt.Only != (Host{}) {
+		return connect(ctx, opt)
+	}
+	opt.Role = Standby
+	conn, err := connect(ctx, opt)
+	if err == nil || ctx.Err() != nil {
+		return conn, err
+	}
+	opt.Role = Primary
+	conn, primaryErr := connect(ctx, opt)
+	if primaryErr != nil {
+		return nil, errors.Join(primaryErr, err)
+	}
+	return conn, nil
+}
+
+func connect(ctx context.Context, opt ConnectOptions) (*Conn, error) {
 	cfg, err := pgconn.ParseConfig(opt.DSN)
 	if err != nil {
 		return nil, fmt.Errorf("connect to Postgres: %w", err)
@@ -92,7 +152,9 @@ func Connect(ctx context.Context, opt ConnectOptions) (*Conn, error) {
 	switch {
 	case opt.Only != Host{}:
 		only(cfg, opt.Only)
-	case len(hostsOf(cfg)) > 1 && cfg.ValidateConnect == nil:
+	case opt.Role == Standby:
+		cfg.ValidateConnect = standby
+	case opt.Role == Primary || len(hostsOf(cfg)) > 1 && cfg.ValidateConnect == nil:
 		cfg.ValidateConnect = primary
 	}
 	if opt.Database != "" {
@@ -102,11 +164,16 @@ func Connect(ctx context.Context, opt ConnectOptions) (*Conn, error) {
 		cfg.RuntimeParams["replication"] = "true"
 	}
 	cfg.RuntimeParams["application_name"] = opt.ApplicationName
+	var paced *pacedReader // of the host that was tried last, which is the one that we are connected to
+	cfg.BuildFrontend = func(r io.Reader, w io.Writer) *pgproto3.Frontend {
+		paced = newPacedReader(r)
+		return pgproto3.NewFrontend(paced, w)
+	}
 	conn, err := pgconn.ConnectConfig(ctx, cfg)
 	if err != nil {
 		return nil, fmt.Errorf("connect to Postgres: %w", err)
 	}
-	return &Conn{conn}, nil
+	return &Conn{conn, paced}, nil
 }
 
 // syncAttempts bounds how often takeOver asks pgconn to stop reading.
@@ -247,6 +314,13 @@ func (c *Conn) CreateSlot(ctx context.Context, name string) error {
 func (c *Conn) DropSlot(ctx context.Context, name string) error {
 	_, err := c.Query(ctx, fmt.Sprintf("DROP_REPLICATION_SLOT %s WAIT", name))
 	return err
+}
+
+// SlotInUse reports whether an error says that another connection streams from the slot: ReplicationSlotAcquire in
+// src/backend/replication/slot.c, ERRCODE_OBJECT_IN_USE.
+func SlotInUse(err error) bool {
+	var pgErr *pgconn.PgError
+	return errors.As(err, &pgErr) && pgErr.Code == "55006"
 }
 
 // WALRemoved reports whether an error says that the server has no longer the WAL that was asked for: WalSndSegmentOpen in

@@ -22,12 +22,16 @@ type StreamOptions struct {
 	Slot     string
 	Timeline pg.Timeline
 	Start    pg.LSN
+
+	// Pause says how long to wait before it is looked for more when everything has been read.
+	Pause func() time.Duration
 }
 
 // Stream is WAL on its way. One goroutine calls Receive; any may call SendStatus; Close makes Receive return.
 type Stream struct {
 	net      net.Conn
 	frontend *pgproto3.Frontend
+	paced    *pacedReader
 
 	interrupted atomic.Bool
 
@@ -37,10 +41,12 @@ type Stream struct {
 
 // Event is what Receive returns: WAL, a keepalive, or the end of the timeline.
 type Event struct {
-	WAL   []byte // valid until the next Receive; nil for a keepalive
-	Start pg.LSN // of WAL
+	WAL     []byte    // valid until the next Receive; nil for a keepalive
+	Start   pg.LSN    // of WAL
+	Arrived time.Time // nothing of WAL has come before
 
-	ServerEnd      pg.LSN // how far the server has written its WAL
+	Sent           time.Time // of WAL: when, by the server's clock
+	ServerEnd      pg.LSN    // how far the server has written its WAL
 	ReplyRequested bool
 
 	TimelineEnded bool // the server has switched; Next and Switch say to what and where
@@ -61,7 +67,7 @@ func (c *Conn) StartStream(ctx context.Context, opt StreamOptions) (*Stream, err
 	if err != nil {
 		return nil, fmt.Errorf("start streaming: %w", err)
 	}
-	s := &Stream{net: hijacked.Conn, frontend: hijacked.Frontend}
+	s := &Stream{net: hijacked.Conn, frontend: hijacked.Frontend, paced: c.paced}
 	stop := context.AfterFunc(ctx, func() { _ = s.net.SetDeadline(time.Unix(1, 0)) })
 	defer stop()
 	s.frontend.SendQuery(&pgproto3.Query{String: command})
@@ -75,6 +81,7 @@ func (c *Conn) StartStream(ctx context.Context, opt StreamOptions) (*Stream, err
 		}
 		switch m := message.(type) {
 		case *pgproto3.CopyBothResponse:
+			s.paced.begin(s.net, opt.Pause)
 			return s, nil
 		case *pgproto3.ErrorResponse:
 			return nil, errors.Join(fmt.Errorf("%s: %w", command, pgconn.ErrorResponseToPgError(m)), s.Close())
@@ -91,20 +98,15 @@ func (c *Conn) StartStream(ctx context.Context, opt StreamOptions) (*Stream, err
 // Close drops the connection. The server keeps the slot.
 func (s *Stream) Close() error { return s.net.Close() }
 
-// receiveTimeout is how long the server may be silent. It is asked for a keepalive every few seconds.
-const receiveTimeout = 60 * time.Second
-
 // Interrupt makes a Receive that waits, and every later one, fail.
 func (s *Stream) Interrupt() {
 	s.interrupted.Store(true)
+	s.paced.interrupt()                        // before the deadline: whoever has just set a later one looks again behind it, or we set ours behind that
 	_ = s.net.SetReadDeadline(time.Unix(1, 0)) // fails only on a closed connection, whose Receive fails anyway
 }
 
 // Receive waits for the next message.
 func (s *Stream) Receive() (Event, error) {
-	if err := s.net.SetReadDeadline(time.Now().Add(receiveTimeout)); err != nil {
-		return Event{}, fmt.Errorf("receive WAL: %w", err)
-	}
 	if s.interrupted.Load() {
 		return Event{}, ErrInterrupted
 	}
@@ -123,7 +125,9 @@ func (s *Stream) receive() (Event, error) {
 		}
 		switch m := message.(type) {
 		case *pgproto3.CopyData:
-			return parseCopyData(m.Data)
+			event, err := parseCopyData(m.Data)
+			event.Arrived = s.paced.arrived
+			return event, err
 		case *pgproto3.CopyDone:
 			return s.timelineEnd()
 		case *pgproto3.ErrorResponse:
@@ -137,6 +141,14 @@ func (s *Stream) receive() (Event, error) {
 	}
 }
 
+// serverTime reads a TimestampTz: microseconds since 2000-01-01 UTC, src/include/datatype/timestamp.h.
+func serverTime(b []byte) time.Time {
+	return time.UnixMicro(int64(binary.BigEndian.Uint64(b))).Add(epoch2000)
+}
+
+// epoch2000 is from 1970 to 2000.
+const epoch2000 = 946_684_800 * time.Second
+
 // parseCopyData reads XLogData ('w') and primary keepalive ('k') messages.
 func parseCopyData(b []byte) (Event, error) {
 	const walHeader, keepaliveSize = 1 + 8 + 8 + 8, 1 + 8 + 8 + 1
@@ -145,6 +157,7 @@ func parseCopyData(b []byte) (Event, error) {
 		return Event{
 			Start:     pg.LSN(binary.BigEndian.Uint64(b[1:])),
 			ServerEnd: pg.LSN(binary.BigEndian.Uint64(b[9:])),
+			Sent:      serverTime(b[17:]),
 			WAL:       b[walHeader:],
 		}, nil
 	case len(b) == keepaliveSize && b[0] == 'k':

@@ -7,21 +7,20 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"net/url"
 	"os"
 	"time"
 
 	"pitr/config"
 	"pitr/internal/repo"
 	"pitr/internal/store"
-	"pitr/internal/store/file"
-	"pitr/internal/store/s3"
+	"pitr/internal/store/copies"
 )
 
 // app assembles what the commands share from the configuration.
 type app struct {
 	configPath string
-	counts     store.Counts // requests of the store that repository has opened
+	counts     store.Counts  // requests of the stores that repository has opened
+	copies     *copies.Store // what it has opened, when there are several; nil otherwise
 }
 
 // load reads the configuration and makes the logger.
@@ -60,50 +59,6 @@ func newLogger(cfg config.Log) *slog.Logger {
 		return slog.New(slog.NewJSONHandler(os.Stderr, opt))
 	}
 	return slog.New(slog.NewTextHandler(os.Stderr, opt))
-}
-
-// firstPause is before the first retry of a request to the store.
-const firstPause = 100 * time.Millisecond
-
-// repository opens the configured store with retries around it.
-func (a *app) repository(cfg *config.Config, log *slog.Logger) (*repo.Repo, error) {
-	inner, err := openStore(cfg.Archive.Store)
-	if err != nil {
-		return nil, err
-	}
-	compressor, err := repo.NewCompressor(cfg.Archive.Compression)
-	if err != nil {
-		return nil, err
-	}
-	s := store.Retry(store.Counted(inner, &a.counts), store.RetryOptions{
-		Retries: cfg.Archive.StoreRetries, Timeout: cfg.Archive.StoreTimeout.D(), Pause: firstPause,
-		Notice: func(operation, key string, attempt int, err error) {
-			log.Warn("the store did not answer as it should; trying again", "operation", operation, "key", key, "attempt", attempt, "error", err)
-		}})
-	r, err := repo.New(s, cfg.Cluster, compressor).WithEncryption(repo.Encryption{Recipients: cfg.Archive.Encryption.Recipients,
-		IdentityFile: cfg.Archive.Encryption.IdentityFile, FingerprintKey: cfg.Archive.Encryption.FingerprintKey.Reveal()})
-	if err != nil {
-		return nil, &usageError{fmt.Errorf("archive.encryption: %w", err)}
-	}
-	return r, nil
-}
-
-func openStore(text string) (store.Store, error) {
-	if text == "" {
-		return nil, &usageError{errors.New("archive.store is not set: it says where the repository is")}
-	}
-	u, err := url.Parse(text)
-	if err != nil {
-		return nil, &usageError{fmt.Errorf("archive.store: %w", err)}
-	}
-	if u.Scheme == "file" {
-		return file.Open(u.Path)
-	}
-	opt, err := s3.ParseURL(text)
-	if err != nil {
-		return nil, &usageError{err}
-	}
-	return s3.Open(opt)
 }
 
 // printJSON writes v for scripts.

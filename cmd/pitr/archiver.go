@@ -5,16 +5,20 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
+	"runtime/debug"
 	"sync/atomic"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"pitr/archiver"
+	"pitr/archiver/replication"
 	"pitr/config"
 	"pitr/internal/monitor"
 	"pitr/internal/pg"
 	"pitr/internal/store"
+	"pitr/internal/store/copies"
 )
 
 func archiverCommand(app *app) *cobra.Command {
@@ -28,32 +32,50 @@ func archiverCommand(app *app) *cobra.Command {
 	}
 }
 
+// archiverGCPercent keeps the archiver small: its heap is a few large buffers without pointers, which cost next to nothing to collect often.
+const archiverGCPercent = 25
+
 func runArchiver(ctx context.Context, app *app) error {
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(archiverGCPercent)
+	}
 	cfg, log, r, err := app.open()
 	if err != nil {
 		return err
 	}
 	a, err := archiver.New(archiver.Options{
-		DSN: cfg.Postgres.DSN.Reveal(), Slot: cfg.Archive.Slot, FlushInterval: cfg.Archive.FlushInterval.D(),
-		PartSizeMax: int(cfg.Archive.PartSizeMax), BufferMax: int(cfg.Archive.BufferMax), PutsInFlight: cfg.Archive.PutsInFlight, ShutdownGrace: cfg.Archive.ShutdownGrace.D(),
-		BackupSchedule: cfg.Backup.Schedule, BackupBufferMax: int64(cfg.Backup.BufferMax), BackupWALWait: cfg.Backup.WALWait.D(),
-		RetentionWindow: cfg.Backup.Retention.Window.D(), RetentionMinimum: cfg.Backup.Retention.Minimum, Repo: r, Log: log,
+		DSN: cfg.Postgres.DSN.Reveal(), Slot: cfg.Archive.Slot, StreamFrom: streamFrom(cfg), FlushInterval: cfg.Archive.FlushInterval.D(),
+		PartSizeMax: int(cfg.Archive.PartSizeMax), BufferMax: int(cfg.Archive.BufferMax), PutsInFlight: cfg.Archive.PutsInFlight, ShutdownGrace: cfg.Archive.ShutdownGrace.D(), Lease: cfg.Archive.Lease.D(),
+		BackupSchedule: cfg.Backup.Schedule, BackupJitter: cfg.Backup.Jitter.D(), BackupBufferMax: int64(cfg.Backup.BufferMax), BackupWALWait: cfg.Backup.WALWait.D(), BackupRules: backupRules(cfg),
+		Retention: retention(cfg), SweepGrace: cfg.Archive.SweepGrace.D(), Repo: r, Log: log,
 		CatalogInterval: cfg.Archive.CatalogInterval.D(), CatalogRelationsMax: cfg.Archive.CatalogRelationsMax,
 	})
 	if err != nil {
 		return &usageError{err}
 	}
 	var pushes archiver.PushCounts
+	proofs := newProofs(cfg, r, log, func() bool { st := a.Stats(); return !st.Lease.Used || st.Lease.Held })
 	log.Info("archiver started", "version", version, "cluster", cfg.Cluster, "store", cfg.Archive.Store, "flush_interval", cfg.Archive.FlushInterval.D())
 	err = withMonitor(ctx, monitor.Options{
 		Address: cfg.HTTP.Archiver, Log: log,
 		Metrics: func() []monitor.Metric {
-			return append(archiverMetrics(a.Stats(), &app.counts, time.Now()), pushMetrics(&pushes)...)
+			metrics := append(archiverMetrics(a.Stats(), &app.counts, time.Now()), pushMetrics(&pushes)...)
+			metrics = append(metrics, proofMetrics(proofs.Stats())...)
+			return append(metrics, copyMetrics(app.copies, time.Now())...)
 		},
-		Ready: func(context.Context) error { return archiverReady(a.Stats(), cfg, time.Now()) },
-	}, withPushSocket(cfg, archiver.NewPusher(r, log), &pushes, log, a.Run))
+		Ready: func(context.Context) error { return archiverReady(a.Stats(), app.copies, cfg, time.Now()) },
+	}, withProofs(proofs, withCopies(app, cfg, a.Expire, withPushSocket(cfg, archiver.NewPusher(r, log), &pushes, log, a.Run))))
 	log.Info("archiver stopped", "stored", a.Stats().Stored)
 	return err
+}
+
+// streamFrom is the role of the host to stream from. A single host is streamed from whatever it is, and target_session_attrs of the DSN
+// holds, as long as no standby is asked for.
+func streamFrom(cfg *config.Config) replication.Role {
+	if role := replication.Role(cfg.Archive.StreamFrom); role != replication.Primary {
+		return role
+	}
+	return replication.AnyRole
 }
 
 // withPushSocket runs a service with the socket for pushes beside it. A socket that cannot be had does not stop the archiver: pushes go
@@ -111,8 +133,15 @@ func withMonitor(ctx context.Context, opt monitor.Options, run func(context.Cont
 // readyLag is how many flush intervals the oldest byte may wait before the archiver is not ready.
 const readyLag = 10
 
-func archiverReady(st archiver.Stats, cfg *config.Config, now time.Time) error {
+func archiverReady(st archiver.Stats, stores *copies.Store, cfg *config.Config, now time.Time) error {
+	if stores != nil {
+		if err := stores.Ready(); err != nil {
+			return err
+		}
+	}
 	switch {
+	case st.Lease.StandBy:
+		return nil
 	case !st.Streaming:
 		return fmt.Errorf("not streaming: %s", st.LastError)
 	case st.StoreDown:
@@ -131,8 +160,10 @@ func archiverMetrics(st archiver.Stats, c *store.Counts, now time.Time) []monito
 		return monitor.Metric{Name: name, Help: help, Kind: monitor.Counter, Value: float64(value)}
 	}
 	age := 0.0
-	if !st.Oldest.IsZero() {
-		age = now.Sub(st.Oldest).Seconds()
+	for _, since := range []time.Time{st.Oldest, st.Exposed} {
+		if !since.IsZero() {
+			age = max(age, now.Sub(since).Seconds())
+		}
 	}
 	lastBackup := 0.0
 	if !st.LastBackup.IsZero() {
@@ -144,15 +175,18 @@ func archiverMetrics(st archiver.Stats, c *store.Counts, now time.Time) []monito
 		gauge("pitr_wal_received_lsn", "Position up to which WAL was received, in bytes since the cluster was made.", lsnValue(st.Received)),
 		gauge("pitr_wal_archived_lsn", "Position up to which the store durably holds WAL, in bytes since the cluster was made.", lsnValue(st.Stored)),
 		gauge("pitr_wal_unarchived_bytes", "WAL that was received and is not in the store yet.", float64(st.WaitingBytes)),
-		gauge("pitr_wal_unarchived_seconds", "Age of the oldest received byte that is not in the store; 0 when all is. Without a stream: for how long nothing is known.", age),
+		gauge("pitr_wal_unarchived_seconds", "Age of the oldest received byte that is not in the store; 0 when all is. Without a stream: for how long nothing is known, since the archiver was started at most. Behind a gap: for how long, until a base backup lies behind it.", age),
 		gauge("pitr_store_up", "0 while the store does not take WAL.", number(!st.StoreDown)),
 		gauge("pitr_wal_put_seconds", "Duration of the last put of WAL, retries included.", st.LastPut.Seconds()),
 		counter("pitr_wal_parts_total", "Parts of open segments that were stored.", st.Parts),
+		counter("pitr_wal_stretches_total", "Objects that hold a whole segment, or 64 MiB of a larger one, that were stored.", st.Stretches),
 		counter("pitr_wal_segments_total", "Whole segments that were stored.", st.Segments),
 		counter("pitr_wal_store_failures_total", "Puts of WAL that failed through all retries.", st.StoreFailures),
 		counter("pitr_wal_interruptions_total", "Times that streaming was interrupted.", st.Interruptions),
 		counter("pitr_wal_corrupt_total", "Times that the server sent WAL that failed a check.", st.Corrupt),
 		counter("pitr_wal_gaps_total", "Times that WAL was lost because the server had removed it.", st.Gaps),
+		gauge("pitr_lease_held", "1 while this archiver holds the lease; 0 also without archive.lease.", number(st.Lease.Held)),
+		counter("pitr_lease_terms_total", "Times that this archiver has taken the lease.", st.Lease.Terms),
 		gauge("pitr_commits_wait", "1 while commits wait until the store has their WAL (synchronous_standby_names).", number(st.CommitsWait)),
 		gauge("pitr_commits_stuck", "1 while commits with synchronous_commit = remote_apply wait for the archive, which applies nothing.", number(st.CommitsStuck)),
 		gauge("pitr_slot_retained_bytes", "WAL that the server keeps because of the slot.", float64(st.Slot.Retained)),
@@ -164,7 +198,10 @@ func archiverMetrics(st archiver.Stats, c *store.Counts, now time.Time) []monito
 		counter("pitr_catalog_failures_total", "Times that not all names of relations could be stored; pitr log may lack some.", st.CatalogFailures),
 		gauge("pitr_backups", "Base backups in the repository.", float64(st.Backups)),
 		gauge("pitr_last_backup_timestamp_seconds", "When the newest base backup ended; 0 when there is none.", lastBackup),
+		gauge("pitr_backup_checksum_failures", "Pages of the newest base backup whose checksum is wrong.", float64(st.ChecksumFailures)),
 		counter("pitr_backups_total", "Base backups that this process has taken.", st.BackupsDone),
+		counter("pitr_swept_objects_total", "Objects that others had replaced and a sweep has removed.", st.Swept),
+		counter("pitr_expiries_denied_total", "Expiries that were skipped because the credentials may not delete.", st.ExpiriesDenied),
 		counter("pitr_backup_failures_total", "Base backups of this process that failed.", st.BackupsFailed),
 	}
 	for operation, n := range map[string]uint64{"put": c.Puts.Load(), "get": c.Gets.Load(), "list": c.Lists.Load(), "delete": c.Deletes.Load()} {
@@ -174,6 +211,8 @@ func archiverMetrics(st archiver.Stats, c *store.Counts, now time.Time) []monito
 	}
 	return append(metrics,
 		counter("pitr_store_request_failures_total", "Requests to the store that failed, each attempt counted.", c.Failures.Load()),
+		counter("pitr_store_deletes_denied_total", "Deletes that the credentials do not allow; expiry with others has to do them.", c.DeletesDenied.Load()),
+		counter("pitr_store_deletes_retained_total", "Deletes of objects that the store retains.", c.DeletesLocked.Load()),
 		counter("pitr_store_put_bytes_total", "Bytes that were put.", c.BytesPut.Load()))
 }
 

@@ -11,35 +11,41 @@ import (
 	"github.com/spf13/cobra"
 
 	"pitr/archiver"
+	"pitr/archiver/replication"
+	"pitr/config"
 	"pitr/internal/repo"
 )
 
 func backupCommand(app *app) *cobra.Command {
-	var asJSON bool
+	var asJSON, full bool
 	cmd := &cobra.Command{
 		Use:   "backup",
 		Short: "Take a base backup now",
-		Long:  "Streams a base backup into the repository. `pitr archiver` must be running: the backup exists once its WAL has arrived too.\n\n" + exitHelp,
-		Args:  cobra.NoArgs,
+		Long: "Streams a base backup into the repository. What the repository has already is referred to and not uploaded again. `pitr archiver` must be\n" +
+			"running: the backup exists once its WAL has arrived too.\n\n" + exitHelp,
+		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			cfg, log, r, err := app.open()
 			if err != nil {
 				return err
 			}
-			progress := newProgress(os.Stderr)
+			progress, began := newProgress(os.Stderr), time.Now()
 			b, err := archiver.TakeBackup(cmd.Context(), archiver.BackupOptions{
 				DSN: cfg.Postgres.DSN.Reveal(), Repo: r, BufferMax: int64(cfg.Backup.BufferMax), WALWait: cfg.Backup.WALWait.D(), Log: log,
-				Progress: func(p archiver.BackupProgress) {
-					progress.show(fmt.Sprintf("%d files, %s read, %s stored", p.Files, bytesText(p.Bytes), bytesText(p.StoredBytes)))
-				},
+				Full: full, BackupRules: backupRules(cfg),
+				Progress: func(p archiver.BackupProgress) { progress.show(progressText(p, time.Since(began))) },
 			})
 			progress.done()
 			if err != nil {
 				return err
 			}
-			return printBackups(cmd.OutOrStdout(), []repo.Backup{b}, asJSON)
+			if err := printBackups(cmd.OutOrStdout(), []repo.Backup{b}, asJSON); err != nil || b.ChecksumFailures == 0 {
+				return err
+			}
+			return &defectError{fmt.Sprintf("the backup exists, but %d pages of the server have a wrong checksum", b.ChecksumFailures)}
 		},
 	}
+	cmd.Flags().BoolVar(&full, "full", false, "refer to no earlier backup: upload everything")
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	return cmd
 }
@@ -69,17 +75,37 @@ func backupsCommand(app *app) *cobra.Command {
 	return cmd
 }
 
+// backupRules are the settings of every backup.
+func backupRules(cfg *config.Config) archiver.BackupRules {
+	return archiver.BackupRules{Incremental: archiver.IncrementalMode(cfg.Backup.Incremental), ChecksumFailures: archiver.ChecksumPolicy(cfg.Backup.ChecksumFailures),
+		From: replication.Role(cfg.Backup.From), RateRead: int64(cfg.Backup.RateRead), RateUpload: int64(cfg.Backup.RateUpload), RepackBelow: cfg.Backup.RepackBelow}
+}
+
+// progressText is one line of progress. The backup before says about how much there is to come.
+func progressText(p archiver.BackupProgress, took time.Duration) string {
+	text := fmt.Sprintf("%d files, %s read, %s uploaded", p.Files, bytesText(p.Bytes), bytesText(p.StoredBytes))
+	if p.Extents > 0 {
+		text += fmt.Sprintf(", %d %% of the extents were there", 100*p.Reused/p.Extents)
+	}
+	if p.Bytes > 0 && p.Expected > p.Bytes {
+		left := time.Duration(float64(took) * float64(p.Expected-p.Bytes) / float64(p.Bytes))
+		text += fmt.Sprintf(", %d %%, some %s to go", 100*p.Bytes/p.Expected, durationText(left))
+	}
+	return text
+}
+
 // backupJSON is a backup without the list of its packs.
 type backupJSON struct {
 	repo.Backup
-	Packs int `json:"packs"`
+	UploadedBytes int64 `json:"uploaded_bytes"`
+	Packs         int   `json:"packs"`
 }
 
 func printBackups(w io.Writer, backups []repo.Backup, asJSON bool) error {
 	if asJSON {
 		list := make([]backupJSON, 0, len(backups))
 		for _, b := range backups {
-			list = append(list, backupJSON{b, len(b.Packs)})
+			list = append(list, backupJSON{b, b.UploadedBytes(), len(b.Packs)})
 		}
 		return printJSON(w, list)
 	}
@@ -88,10 +114,10 @@ func printBackups(w io.Writer, backups []repo.Backup, asJSON bool) error {
 		return err
 	}
 	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(table, "BACKUP\tENDED\tTOOK\tSIZE\tSTORED\tTIMELINE\tSTART\tSTOP\tPOSTGRES")
+	fmt.Fprintln(table, "BACKUP\tENDED\tTOOK\tSIZE\tSTORED\tUPLOADED\tTIMELINE\tSTART\tSTOP\tPOSTGRES")
 	for _, b := range backups {
-		fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\t%d\t%s\t%s\t%d\n", b.ID, b.StopTime.UTC().Format(time.RFC3339), durationText(b.StopTime.Sub(b.StartTime)),
-			bytesText(b.Bytes), bytesText(b.StoredBytes), b.Timeline, b.Start, b.Stop, b.Major)
+		fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\t%s\t%d\t%s\t%s\t%d\n", b.ID, b.StopTime.UTC().Format(time.RFC3339), durationText(b.StopTime.Sub(b.StartTime)),
+			bytesText(b.Bytes), bytesText(b.StoredBytes), bytesText(b.UploadedBytes()), b.Timeline, b.Start, b.Stop, b.Major)
 	}
 	return table.Flush()
 }

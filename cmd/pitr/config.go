@@ -62,40 +62,115 @@ func checkConfig(ctx context.Context, w io.Writer, app *app, cfg *config.Config,
 	if cfg.Archive.Store == "" {
 		fmt.Fprintln(w, "absent  store: archive.store is not set, so there is no archive")
 	} else {
-		probe("store", func(ctx context.Context) (string, error) { return probeStore(ctx, app, cfg, log) })
-		failed += tryStore(ctx, w, cfg, failed)
+		for i, text := range cfg.Archive.Stores() {
+			what := "store"
+			if i > 0 {
+				what = "copy " + config.StoreName(text)
+			}
+			before := failed
+			probe(what, func(ctx context.Context) (string, error) { return probeStore(ctx, app, cfg, text, log) })
+			if failed == before {
+				failed += tryStore(ctx, w, cfg, what, text)
+			}
+		}
 	}
+	checkLock(w, cfg)
 	if failed > 0 {
 		return fmt.Errorf("%d of the probes failed", failed)
 	}
 	return nil
 }
 
-// tryStore tries what a repository needs of its store, one thing after the other, and returns how many failed. A store that cannot be
-// reached has been reported.
-func tryStore(ctx context.Context, w io.Writer, cfg *config.Config, failedBefore int) (failed int) {
-	s, err := openStore(cfg.Archive.Store)
-	if err != nil || failedBefore > 0 {
-		return 0
+// tryStore tries what a repository needs of its store, one thing after the other, and returns how many failed.
+func tryStore(ctx context.Context, w io.Writer, cfg *config.Config, what, text string) (failed int) {
+	s, err := openStore(cfg, text)
+	if err != nil {
+		fmt.Fprintf(w, "failed  %s: %v\n", what, err)
+		return 1
 	}
 	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
 	defer cancel()
 	for _, found := range store.Probe(ctx, s, time.Now) {
 		switch {
+		case found.Err != nil && found.Bearable:
+			fmt.Fprintf(w, "limited %s, %s: %v; so %s\n", what, found.What, found.Err, found.Consequence)
 		case found.Err != nil:
 			failed++
-			fmt.Fprintf(w, "failed  store, %s: %v; so %s\n", found.What, found.Err, found.Consequence)
+			fmt.Fprintf(w, "failed  %s, %s: %v; so %s\n", what, found.What, found.Err, found.Consequence)
 		case found.Detail != "":
-			fmt.Fprintf(w, "ok      store, %s: %s\n", found.What, found.Detail)
+			fmt.Fprintf(w, "ok      %s, %s: %s\n", what, found.What, found.Detail)
 		default:
-			fmt.Fprintf(w, "ok      store, %s\n", found.What)
+			fmt.Fprintf(w, "ok      %s, %s\n", what, found.What)
 		}
 	}
-	return failed
+	return failed + tryHeaders(ctx, w, what, s) + tryLock(ctx, w, cfg, what, s)
 }
 
-func probeStore(ctx context.Context, app *app, cfg *config.Config, log *slog.Logger) (string, error) {
-	r, err := app.repository(cfg, log)
+// choosy is a store that can be asked to keep objects in a certain way.
+type choosy interface {
+	ProbeHeaders(ctx context.Context) (problem string, err error)
+}
+
+// tryHeaders tries whether a store keeps objects as its URL says.
+func tryHeaders(ctx context.Context, w io.Writer, what string, s store.Store) (failed int) {
+	bucket, ok := s.(choosy)
+	if !ok {
+		return 0
+	}
+	problem, err := bucket.ProbeHeaders(ctx)
+	switch {
+	case err != nil:
+		fmt.Fprintf(w, "failed  %s, encryption and class: %v; so nothing can be archived\n", what, err)
+		return 1
+	case problem != "":
+		fmt.Fprintf(w, "limited %s, encryption and class: %s\n", what, problem)
+	}
+	return 0
+}
+
+// locking is a store that can retain objects.
+type locking interface {
+	ProbeLock(ctx context.Context) (detail string, err error)
+}
+
+// tryLock tries whether a store retains what it is given, when archive.lock asks for that.
+func tryLock(ctx context.Context, w io.Writer, cfg *config.Config, what string, s store.Store) (failed int) {
+	if cfg.Archive.Lock == 0 {
+		return 0
+	}
+	const consequence = "whoever has the archiver's credentials can destroy what is there"
+	bucket, ok := s.(locking)
+	if !ok {
+		fmt.Fprintf(w, "limited %s, object lock: a directory retains nothing; so %s\n", what, consequence)
+		return 0
+	}
+	detail, err := bucket.ProbeLock(ctx)
+	if err != nil {
+		fmt.Fprintf(w, "failed  %s, object lock: %v; so nothing can be archived with archive.lock, and without it %s\n", what, err, consequence)
+		return 1
+	}
+	fmt.Fprintf(w, "ok      %s, object lock: %s\n", what, detail)
+	return 0
+}
+
+// checkLock holds the retention of objects against that of backups.
+func checkLock(w io.Writer, cfg *config.Config) {
+	lock, window := cfg.Archive.Lock, cfg.Backup.Retention.Window
+	switch {
+	case lock == 0:
+	case lock <= window:
+		fmt.Fprintf(w, "limited archive.lock: %s is no longer than backup.retention.window, %s; so objects that a restore still needs can be destroyed when they are older\n", lock, window)
+	default:
+		fmt.Fprintf(w, "ok      archive.lock: %s, backup.retention.window is %s\n", lock, window)
+	}
+}
+
+func probeStore(ctx context.Context, app *app, cfg *config.Config, text string, log *slog.Logger) (string, error) {
+	inner, err := openStore(cfg, text)
+	if err != nil {
+		return "", err
+	}
+	r, err := openRepository(cfg, app.retrying(inner, cfg, log, cfg.Archive.StoreRetries))
 	if err != nil {
 		return "", err
 	}

@@ -6,13 +6,11 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
 
-	"pitr/internal/postmaster"
-	"pitr/internal/postmaster/postmastertest"
+	"pitr/config"
 	"pitr/internal/repo"
 	"pitr/internal/store/s3/s3test"
 )
@@ -42,12 +40,20 @@ func TestEncryptedArchiveIsRestoredByWhomItIsMeantForAndNobodyElse(t *testing.T)
 	stores := map[string]func(t *testing.T) string{
 		"file": func(*testing.T) string { return "" },
 		"s3":   func(t *testing.T) string { return s3test.Start(t).URL("sealed") },
+		"copy": func(*testing.T) string { return "" },
 	}
 	for name, start := range stores {
 		t.Run(name, func(t *testing.T) {
 			ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
 			defer cancel()
 			h := newHarness(t, start(t))
+			main, second := filepath.Join(h.dir, "repository"), filepath.Join(h.dir, "second")
+			if name == "copy" {
+				if err := errors.Join(os.Mkdir(second, 0o755), h.install.Own(second)); err != nil {
+					t.Fatal(err)
+				}
+				h.stores(fmt.Sprintf("store: %q, copies: [%q]", "file://"+main, "file://"+second))
+			}
 			reader := h.encrypt()
 			h.start(ctx, "archiver")
 			h.psql(ctx, "create table t (i int); insert into t values (1)")
@@ -66,18 +72,20 @@ func TestEncryptedArchiveIsRestoredByWhomItIsMeantForAndNobodyElse(t *testing.T)
 			if out, err := h.pitr(ctx, "restore", "--to", "latest", "--into", filepath.Join(h.dir, "stolen")); err == nil || !strings.Contains(err.Error(), repo.ErrNoIdentity.Error()) {
 				t.Errorf("the writer restores: %v %s", err, out)
 			}
+			if name == "copy" {
+				h.filled(ctx, config.StoreName("file://"+second))
+			}
 			h.config = reader
 			if out := h.mustPitr(ctx, "verify", "--level", "checksum"); !strings.Contains(out, ": 0 defects") {
 				t.Errorf("the reader sees %s", out)
 			}
-			into, port := filepath.Join(h.dir, "restored"), postmastertest.FreePort(t)
-			h.mustPitr(ctx, "restore", "--to", "latest", "--into", into, "--start", "--port", strconv.Itoa(port))
-			copied := h.install.Attach(into, port)
-			rows, err := copied.Query(ctx, "postgres", "postgres", "select string_agg(i::text, ' ' order by i) from t")
-			if err := errors.Join(err, copied.Stop(ctx, postmaster.Immediate)); err != nil {
-				t.Fatal(err)
+			if name == "copy" { // from here on the main store is what the copy was, and the copy is empty
+				h.kill("archiver")
+				if err := errors.Join(os.Rename(main, main+".lost"), os.Rename(second, main), os.Mkdir(second, 0o755), h.install.Own(second)); err != nil {
+					t.Fatal(err)
+				}
 			}
-			if rows != "1 10 11 12 20 21 22" {
+			if rows := h.restored(ctx, "restored", "select string_agg(i::text, ' ' order by i) from t"); rows != "1 10 11 12 20 21 22" {
 				t.Errorf("rows %s came back", rows)
 			}
 		})

@@ -52,11 +52,13 @@ type harness struct {
 	server  *postmaster.Server
 	dir     string
 	config  string
-	pooler  int // port
+	own     map[string]string // configuration of a service that has one of its own
+	pooler  int               // port
 	metrics map[string]int
 
-	mu    sync.Mutex // guards procs
-	procs map[string]*exec.Cmd
+	mu       sync.Mutex // guards what follows
+	procs    map[string]*exec.Cmd
+	launched map[string]time.Time
 }
 
 const harnessConfig = `cluster: test
@@ -97,14 +99,40 @@ func newHarness(t *testing.T, store string, settings ...string) *harness {
 	return h
 }
 
+// replace changes the configuration, which contains old.
+func (h *harness) replace(old, with string) {
+	h.t.Helper()
+	text, err := os.ReadFile(h.config)
+	if err == nil && !strings.Contains(string(text), old) {
+		err = fmt.Errorf("%q is not in the configuration", old)
+	}
+	if err == nil {
+		err = os.WriteFile(h.config, []byte(strings.Replace(string(text), old, with, 1)), 0o644)
+	}
+	if err != nil {
+		h.t.Fatal(err)
+	}
+}
+
 // start runs one of the services and waits until it is ready.
 func (h *harness) start(ctx context.Context, service string) {
 	h.t.Helper()
+	h.launch(service)
+	h.waitReady(ctx, service)
+}
+
+// launch runs one of the services.
+func (h *harness) launch(service string) {
+	h.t.Helper()
+	config := h.config
+	if own, found := h.own[service]; found {
+		config = own
+	}
 	log, err := os.OpenFile(filepath.Join(h.dir, service+".log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
 	if err != nil {
 		h.t.Fatal(err)
 	}
-	cmd := h.install.Command(context.Background(), h.bin.raced, "-c", h.config, service)
+	cmd := h.install.Command(context.Background(), h.bin.raced, "-c", config, service)
 	cmd.SysProcAttr.Pdeathsig = syscall.SIGKILL
 	cmd.Stdout, cmd.Stderr = log, log
 	if err := errors.Join(cmd.Start(), log.Close()); err != nil {
@@ -112,8 +140,11 @@ func (h *harness) start(ctx context.Context, service string) {
 	}
 	h.mu.Lock()
 	h.procs[service] = cmd
+	if h.launched == nil {
+		h.launched = map[string]time.Time{}
+	}
+	h.launched[service] = time.Now()
 	h.mu.Unlock()
-	h.waitReady(ctx, service)
 }
 
 func (h *harness) waitReady(ctx context.Context, service string) {

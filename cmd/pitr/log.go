@@ -168,6 +168,12 @@ func printTransaction(w io.Writer, t *journal.Transaction) error {
 	if !t.Committed {
 		kind = "abort"
 	}
+	_, err := fmt.Fprintf(w, "%s  xid %d  %s  %s  %s  %s\n", t.Time.UTC().Format(logTime), t.XID, t.LSN, kind, bytesText(int64(t.Bytes)), workText(t))
+	return err
+}
+
+// workText tells what a transaction has done.
+func workText(t *journal.Transaction) string {
 	parts := append(marks(t), rowsText(t)...)
 	if t.Partial {
 		parts = append(parts, "may have begun before the WAL that was read")
@@ -175,8 +181,7 @@ func printTransaction(w io.Writer, t *journal.Transaction) error {
 	if t.Incomplete {
 		parts = append(parts, "too large to be counted wholly")
 	}
-	_, err := fmt.Fprintf(w, "%s  xid %d  %s  %s  %s  %s\n", t.Time.UTC().Format(logTime), t.XID, t.LSN, kind, bytesText(int64(t.Bytes)), strings.Join(parts, "; "))
-	return err
+	return strings.Join(parts, "; ")
 }
 
 // marks are what is gone for good, and rewrites.

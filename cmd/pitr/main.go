@@ -18,6 +18,7 @@ import (
 
 	"pitr/config"
 	"pitr/internal/repo"
+	"pitr/internal/store/copies"
 	"pitr/restore"
 	"pitr/restore/journal"
 )
@@ -59,6 +60,9 @@ func main() {
 	if slices.Contains(os.Args, "fetch") {
 		// A panic would exit with 2, which Postgres takes for the end of the archive; with this it ends by a signal, which it does not.
 		debug.SetTraceback("crash")
+	}
+	if takeAtOnce(os.Args[1:]) {
+		os.Exit(exitOK)
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	cmd, err := newRoot().ExecuteContextC(ctx)
@@ -123,9 +127,11 @@ var hints = []struct {
 	{config.ErrNotFound, "docs/CONFIG.md lists every setting; a first file needs postgres.dsn and archive.store"},
 	{repo.ErrForeign, "is archive.store the bucket of another cluster? give this one its own `cluster` name or prefix"},
 	{repo.ErrConflict, "is the same repository used by two clusters?"},
+	{copies.ErrQuorum, "archive.quorum says how many stores must hold an object; `pitr config check` tells which answer"},
 	{repo.ErrNoIdentity, "archive.encryption.identity_file names the file with the identity (AGE-SECRET-KEY-1…) of one of the recipients"},
 	{repo.ErrWrongIdentity, "objects are encrypted for the recipients of the time; `pitr encryption rewrap` makes older ones readable for new recipients"},
 	{repo.ErrIncomparable, "all who write to a repository need the same archive.encryption.fingerprint_key"},
+	{errMayNotDelete, "`expiry_profile=` in archive.store names a profile that may; docs/OPERATIONS.md, \"Object stores\""},
 	{repo.ErrDamaged, "`pitr verify --level checksum` lists every damaged object; an older backup may be whole"},
 	{restore.ErrNoZone, "a time without a zone is a guess, and a restore must not be one"},
 	{journal.ErrNoRelation, "names come from the catalogs that the archiver stores; `pitr log` without --rel shows what it knows"},
@@ -150,17 +156,18 @@ func printError(err error) {
 func newRoot() *cobra.Command {
 	app := &app{}
 	root := &cobra.Command{
-		Use:           "pitr",
-		Short:         "Postgres connection pooler, WAL archiver and point-in-time restore",
-		Long:          "pitr stands between an application, its Postgres and its bucket.\n\n" + exitHelp,
-		SilenceUsage:  true,
-		SilenceErrors: true,
-		Args:          cobra.NoArgs,
-		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+		Use:                "pitr",
+		Short:              "Postgres connection pooler, WAL archiver and point-in-time restore",
+		Long:               "pitr stands between an application, its Postgres and its bucket.\n\n" + exitHelp,
+		SilenceUsage:       true,
+		SilenceErrors:      true,
+		Args:               cobra.NoArgs,
+		RunE:               func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+		PersistentPostRunE: func(cmd *cobra.Command, _ []string) error { return app.settleCopies(cmd.Context(), settle) },
 	}
 	root.PersistentFlags().StringVarP(&app.configPath, "config", "c", "", "configuration `FILE` (else $PITR_CONFIG, ./pitr.yaml, /etc/pitr/pitr.yaml)")
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return &usageError{err} })
-	root.AddCommand(poolerCommand(app), archiverCommand(app), backupCommand(app), backupsCommand(app), restoreCommand(app), logCommand(app), verifyCommand(app),
+	root.AddCommand(poolerCommand(app), archiverCommand(app), backupCommand(app), backupsCommand(app), expireCommand(app), keepCommand(app), cutoverCommand(app), restoreCommand(app), logCommand(app), verifyCommand(app),
 		walCommand(app), encryptionCommand(app), configCommand(app), runCommand(app), demoCommand(), versionCommand())
 	wrapArgErrors(root)
 	return root

@@ -24,13 +24,25 @@ import (
 
 // restoreFlags are the flags of `pitr restore`.
 type restoreFlags struct {
-	to       string
+	to         string
+	beforeDrop string
+	beforeXID  string
+
 	into     string
 	timeline uint32
 	dryRun   bool
 	asJSON   bool
 	start    bool
 	port     int
+
+	tablespaces   []string
+	delta         bool
+	yes           bool
+	onlyDatabases []string
+	standby       bool
+	primary       string
+	pause         bool
+	promote       bool
 }
 
 func restoreCommand(app *app) *cobra.Command {
@@ -40,8 +52,10 @@ func restoreCommand(app *app) *cobra.Command {
 		Short: "Bring the cluster back as it was at an instant",
 		Long: `Prints the plan, then restores into a new directory; with --start runs Postgres until it is open.
 
-TARGET is a time with its zone ("2026-11-20 14:03:21+01:00": every commit up to and including that instant), lsn:0/3000148,
-name:restore_point, or latest. Nothing is written or downloaded for a target that cannot be reached.
+TARGET is a time with its zone ("2026-11-20 14:03:21+01:00": every commit up to and including that instant), a relative time ("5 minutes ago",
+"2h ago", "yesterday 14:00+01:00"; by the clock of this machine), lsn:0/3000148, xid:4711 (up to and including its end; a subtransaction
+stands for its transaction), name:restore_point, or latest. --before-drop and --before-xid stop just before a commit. Nothing is
+written or downloaded for a target that cannot be reached.
 
 ` + exitHelp,
 		Example: `  pitr restore --to "2026-11-20 14:03:21+01:00" --dry-run
@@ -50,12 +64,16 @@ name:restore_point, or latest. Nothing is written or downloaded for a target tha
 		RunE: func(cmd *cobra.Command, _ []string) error { return runRestore(cmd, app, f) },
 	}
 	flags := cmd.Flags()
-	flags.StringVar(&f.to, "to", "", "the target: `TIME`, lsn:LSN, name:NAME or latest")
-	flags.StringVar(&f.into, "into", "", "the new data `DIRECTORY`; absent or empty")
+	flags.StringVar(&f.to, "to", "", "the target: `TIME`, lsn:LSN, xid:ID, name:NAME or latest")
+	flags.StringVar(&f.beforeDrop, "before-drop", "", "instead of --to: just before this `RELATION` was dropped; schema.table or database.schema.table")
+	flags.StringVar(&f.beforeXID, "before-xid", "", "instead of --to: just before the transaction with this `ID` ended")
+	flags.StringVar(&f.into, "into", "", "the new data `DIRECTORY`; absent or empty, unless --delta is given")
 	flags.Uint32Var(&f.timeline, "timeline", 0, "recover along this timeline; default: the newest")
 	flags.BoolVar(&f.dryRun, "dry-run", false, "print the plan and stop")
 	flags.BoolVar(&f.asJSON, "json", false, "print JSON")
 	flags.BoolVar(&f.start, "start", false, "start Postgres and wait until it is open")
+	f.addOptions(cmd)
+	cmd.AddCommand(restoreTableCommand(app))
 	flags.IntVar(&f.port, "port", 0, "port for --start; default: the first free one from 5433 on")
 	return cmd
 }
@@ -66,9 +84,14 @@ type restored struct {
 	Directory string          `json:"directory,omitempty"`
 	Result    *restore.Result `json:"result,omitempty"`
 	Opened    *restore.Opened `json:"opened,omitempty"`
+
+	LeftOut map[uint32]string `json:"databases_left_out,omitempty"` // by object id
 }
 
 func runRestore(cmd *cobra.Command, app *app, f restoreFlags) error {
+	if f.standby && f.to == "" {
+		f.to = "latest"
+	}
 	if err := f.check(); err != nil {
 		return err
 	}
@@ -76,7 +99,7 @@ func runRestore(cmd *cobra.Command, app *app, f restoreFlags) error {
 	if err != nil {
 		return err
 	}
-	target, err := parseTarget(f.to, cfg)
+	target, err := f.target(cfg)
 	if err != nil {
 		return err
 	}
@@ -84,7 +107,11 @@ func runRestore(cmd *cobra.Command, app *app, f restoreFlags) error {
 		if f.into, err = filepath.Abs(f.into); err != nil {
 			return err
 		}
-		if err := restore.CheckDirectory(f.into); err != nil {
+		check := restore.CheckDirectory
+		if f.delta {
+			check = restore.CheckDelta
+		}
+		if err := check(f.into); err != nil {
 			return err
 		}
 	}
@@ -97,11 +124,22 @@ func runRestore(cmd *cobra.Command, app *app, f restoreFlags) error {
 	if err != nil {
 		return err
 	}
+	plan.Describe(cmd.Context(), r, cfg.Restore.Parallel)
+	plan.Compare(thisMachine(cmd.Context()), f.start)
 	answer := restored{Plan: plan, Directory: f.into}
+	if len(f.onlyDatabases) > 0 {
+		if answer.LeftOut, err = restore.OtherDatabases(cmd.Context(), r, plan, f.onlyDatabases); err != nil {
+			return err
+		}
+	}
 	if !f.asJSON {
 		printPlan(out, plan, f.into)
+		f.printOptions(out, answer)
 	}
 	if !f.dryRun {
+		if err := f.confirm(); err != nil {
+			return err
+		}
 		if err := f.carryOut(cmd.Context(), out, cfg, log, r, &answer); err != nil {
 			return err
 		}
@@ -112,18 +150,18 @@ func runRestore(cmd *cobra.Command, app *app, f restoreFlags) error {
 	return nil
 }
 
-func (f restoreFlags) check() error {
+func (f restoreFlags) target(cfg *config.Config) (restore.Target, error) {
 	switch {
-	case f.to == "":
-		return &usageError{errors.New("restore: --to is missing: what should be brought back?")}
-	case f.into == "" && !f.dryRun:
-		return &usageError{errors.New("restore: --into is missing: name a new directory, or use --dry-run")}
-	case f.start && f.dryRun:
-		return &usageError{errors.New("restore: --start and --dry-run exclude each other")}
-	case f.port < 0 || f.port > 65535:
-		return &usageError{fmt.Errorf("restore: --port %d is out of range: 1 to 65535", f.port)}
+	case f.beforeDrop != "":
+		return restore.BeforeDropOf(f.beforeDrop), nil
+	case f.beforeXID != "":
+		xid, err := restore.ParseXID(f.beforeXID)
+		if err != nil {
+			return restore.Target{}, &usageError{fmt.Errorf("restore --before-xid: %w", err)}
+		}
+		return restore.BeforeTransaction(xid), nil
 	}
-	return nil
+	return parseTarget(f.to, cfg)
 }
 
 func parseTarget(text string, cfg *config.Config) (restore.Target, error) {
@@ -148,38 +186,6 @@ func timeZone(cfg *config.Config) (*time.Location, error) {
 		return nil, &usageError{err}
 	}
 	return zone, nil
-}
-
-func printPlan(w io.Writer, plan *restore.Plan, into string) {
-	line := func(name, format string, args ...any) {
-		fmt.Fprintf(w, "%-16s %s\n", name, fmt.Sprintf(format, args...))
-	}
-	line("target", "%s", plan.Target)
-	line("backup", "%s, ended %s, PostgreSQL %d, %s in %d files", plan.BackupID, plan.Backup.StopTime.UTC().Format("2006-01-02 15:04:05Z07:00"),
-		plan.Backup.Major, bytesText(plan.BackupBytes), plan.Backup.Files)
-	word := "before"
-	if plan.StopAt {
-		word = "after"
-	}
-	line("recovery", "stops %s the record at %s on the way to timeline %d", word, plan.StopLSN, plan.Timeline)
-	if plan.LastIncluded != nil {
-		line("last included", "%s", plan.LastIncluded)
-	} else {
-		line("last included", "nothing behind the backup")
-	}
-	if plan.FirstExcluded != nil {
-		line("first excluded", "%s", plan.FirstExcluded)
-	} else {
-		line("first excluded", "nothing: this is the end of the archive")
-	}
-	line("left behind", "%d commits and aborts", plan.LeftBehind)
-	line("to fetch", "%s of backup, %s of WAL in %d segments to replay", bytesText(plan.FetchBytes), bytesText(plan.WALBytes), plan.Segments)
-	if into != "" {
-		line("into", "%s", into)
-	}
-	for _, warning := range plan.Warnings {
-		line("warning", "%s", warning)
-	}
 }
 
 // carryOut restores, and starts if asked to.
@@ -207,15 +213,19 @@ func (f restoreFlags) carryOut(ctx context.Context, out io.Writer, cfg *config.C
 		}
 	}
 	bar := newProgress(os.Stderr)
-	result, err := restore.CarryOut(ctx, r, answer.Plan, restore.Options{Dir: f.into, FetchWAL: command, Isolated: true, Parallel: cfg.Restore.Parallel, Own: own, Log: log,
-		Progress: func(done, total int64) { bar.show(fmt.Sprintf("fetched %s of %s", bytesText(done), bytesText(total))) }})
+	opt, err := f.options(cfg, answer)
+	if err != nil {
+		return err
+	}
+	opt.FetchWAL, opt.Own, opt.Log, opt.Progress = command, own, log, bar.fetching(time.Now())
+	result, err := restore.CarryOut(ctx, r, answer.Plan, opt)
 	bar.done()
 	if err != nil {
 		return err
 	}
 	answer.Result = &result
 	if !f.asJSON {
-		fmt.Fprintf(out, "%-16s %d files, %s, verified and written in %s\n", "restored", result.Files, bytesText(result.Bytes), durationText(result.Took))
+		fmt.Fprintf(out, "%-16s %d files, %s, verified and written in %s; %s fetched\n", "restored", result.Files, bytesText(result.Bytes), durationText(result.Took), bytesText(result.Fetched))
 	}
 	if !f.start {
 		return nil
@@ -270,18 +280,21 @@ func (f restoreFlags) open(ctx context.Context, out io.Writer, cfg *config.Confi
 		}
 	}
 	bar := newProgress(os.Stderr)
-	server, opened, err := restore.Start(ctx, install, restore.StartOptions{Dir: f.into, Port: port, Log: filepath.Clean(f.into) + ".log",
-		OpenTimeout: cfg.Restore.OpenTimeout.D(), Progress: func(status string) { bar.show("Postgres: " + status) }})
+	opt := restore.StartOptions{Dir: f.into, Port: port, Log: filepath.Clean(f.into) + ".log", Pause: f.pause, Standby: f.standby,
+		OpenTimeout: cfg.Restore.OpenTimeout.D(), Progress: bar.replaying(time.Now(), f.into, answer.Plan)}
+	server, opened, err := restore.Start(ctx, install, opt)
 	bar.done()
 	if err != nil {
 		return err
 	}
 	answer.Opened = &opened
+	if server, err = f.dropLeftOut(ctx, install, server, opt, answer); err != nil {
+		return err
+	}
 	if f.asJSON {
 		return nil
 	}
-	fmt.Fprintf(out, "%-16s on 127.0.0.1:%d after %s of recovery, timeline %s\n", "open", port, durationText(opened.Took), opened.NewTimeline)
-	fmt.Fprintf(out, "%-16s %s; last transaction %s\n", "proof", opened.Stopping, opened.LastXactTime)
+	f.printOpened(out, port, opened)
 	fmt.Fprintf(out, "%-16s %s -h %s -p %d; stop: %s stop -D %s\n", "connect", install.Path("psql"), server.Host(), port, install.Path("pg_ctl"), f.into)
 	return nil
 }

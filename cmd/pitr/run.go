@@ -18,6 +18,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"pitr/config"
+	"pitr/internal/pg"
 	"pitr/internal/postmaster"
 	"pitr/internal/repo"
 	"pitr/restore"
@@ -76,6 +77,9 @@ func (r *runner) run(ctx context.Context) error {
 	switch state {
 	case isCluster:
 		r.log.Info("the data directory is a cluster", "directory", r.dir)
+		if err := r.mayStart(ctx); err != nil {
+			return err
+		}
 	case isEmpty:
 		if err := r.fill(ctx); err != nil {
 			return err
@@ -159,8 +163,65 @@ func (r *runner) fill(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	_, err = restore.CarryOut(ctx, repository, plan, restore.Options{Dir: r.dir, FetchWAL: command, Parallel: r.cfg.Restore.Parallel, Own: r.install.Own, Log: r.log})
+	// Who restores takes the place of a server that is gone: one that still writes must not get a rival. It is watched for while files are fetched.
+	watching := make(chan error, 1)
+	go func() {
+		if r.cfg.Restore.FenceWatch == 0 {
+			watching <- nil
+			return
+		}
+		watching <- restore.WatchForOthers(ctx, repository, r.cfg.Restore.FenceWatch.D())
+	}()
+	asked := false
+	_, err = restore.CarryOut(ctx, repository, plan, restore.Options{Dir: r.dir, FetchWAL: command, Parallel: r.cfg.Restore.Parallel, BufferMax: int64(r.cfg.Backup.BufferMax),
+		Own: r.install.Own, Log: r.log, BeforePublish: func() error { asked = true; return <-watching }})
+	if !asked {
+		<-watching
+	}
 	return err
+}
+
+// fenceTimeout bounds what is asked of the repository before a cluster that is there is started: without the store it is started all the same.
+const fenceTimeout = 10 * time.Second
+
+// mayStart refuses a cluster that a server runs already, and one that was replaced. A standby may start, and a recovery that was interrupted.
+func (r *runner) mayStart(ctx context.Context) error {
+	if pid := restore.ServerOf(r.dir); pid != 0 {
+		return fmt.Errorf("run: %s: %w (process %d)", r.dir, restore.ErrInUse, pid)
+	}
+	removed, err := restore.ClearStalePID(r.dir)
+	if err != nil {
+		return fmt.Errorf("run: %w", err)
+	}
+	if removed {
+		r.log.Info("a postmaster.pid was removed that named a process which is no server of this directory", "directory", r.dir)
+	}
+	if restore.Recovers(r.dir) || r.cfg.Restore.FenceWatch == 0 {
+		return nil // it goes where the archive has gone
+	}
+	if err := r.superseded(ctx); errors.Is(err, restore.ErrOtherServer) {
+		return fmt.Errorf("run: %w; make a standby of it (pitr restore --standby --delta), or set restore.fence_watch to 0 if it is to run all the same", err)
+	} else if err != nil {
+		r.log.Warn("the repository could not be asked whether the cluster was replaced; it is started all the same", "error", err)
+	}
+	return nil
+}
+
+func (r *runner) superseded(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, fenceTimeout)
+	defer cancel()
+	own, err := r.install.ControlTimeline(ctx, r.dir)
+	if err != nil {
+		return err
+	}
+	repository, err := r.app.repository(r.cfg, r.log)
+	if err != nil {
+		return err
+	}
+	if _, err := repository.Cluster(ctx); errors.Is(err, repo.ErrNotExist) {
+		return nil // nothing was archived yet
+	}
+	return restore.Superseded(ctx, repository, r.dir, pg.Timeline(own))
 }
 
 // certainlyEmpty makes sure that a repository without cluster.json has not merely lost it.
@@ -252,7 +313,7 @@ func (r *runner) endRecovery() (done bool) {
 		if _, signalErr := os.Stat(filepath.Join(r.dir, "recovery.signal")); !errors.Is(signalErr, fs.ErrNotExist) || r.install.Attach(r.dir, 0).Status() != "ready" {
 			return false
 		}
-		if err = restore.EndRecovery(r.dir); err == nil {
+		if err = errors.Join(restore.RemoveSpools(r.dir), restore.EndRecovery(r.dir)); err == nil {
 			r.log.Info("recovery has ended; its settings were removed", "directory", r.dir)
 		}
 	}

@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -72,7 +73,7 @@ func (b *runBench) run(config string) {
 	}
 	b.cmd = exec.Command(b.bin.raced, "-c", config, "run", "--", "postgres", "-D", b.data, "-p", fmt.Sprint(b.server.Port),
 		"-c", "listen_addresses=127.0.0.1", "-c", "unix_socket_directories="+b.dir, "-c", "fsync=off", "-c", "shared_buffers=32MB", "-c", "wal_sender_timeout=5s")
-	b.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: true}
+	b.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setsid: true}
 	b.cmd.Stdout, b.cmd.Stderr = log, log
 	if err := errors.Join(b.cmd.Start(), log.Close()); err != nil {
 		b.t.Fatal(err)
@@ -119,27 +120,45 @@ func (b *runBench) signal(sig syscall.Signal) int {
 	return b.end()
 }
 
-// kill9 ends `pitr run` as a power cut ends it, with the server if there is one.
+// kill9 ends `pitr run` as a power cut ends it, with the server if there is one: with a container all of its processes are gone before the
+// next one starts.
 func (b *runBench) kill9() {
 	b.t.Helper()
-	pid := b.install.Attach(b.data, 0).Pid()
-	if err := syscall.Kill(-b.cmd.Process.Pid, syscall.SIGKILL); err != nil && err != syscall.ESRCH {
+	session := b.cmd.Process.Pid
+	if err := b.cmd.Process.Kill(); err != nil && !errors.Is(err, os.ErrProcessDone) {
 		b.t.Error(err)
 	}
 	b.end()
-	if pid != 0 {
-		if err := syscall.Kill(pid, syscall.SIGKILL); err != nil && err != syscall.ESRCH {
-			b.t.Error(err)
-		}
-	}
-	// With a container all of its processes are gone before the next one starts.
 	b.eventually(b.t.Context(), "no process of the server is left", func() bool {
-		cwds, err := filepath.Glob("/proc/[0-9]*/cwd")
-		return err == nil && !slices.ContainsFunc(cwds, func(cwd string) bool {
-			at, err := os.Readlink(cwd)
-			return err == nil && at == b.data
-		})
+		processes, err := filepath.Glob("/proc/[0-9]*")
+		if err != nil {
+			b.t.Fatal(err)
+		}
+		left := slices.DeleteFunc(processes, func(process string) bool { return !b.owns(process, session) })
+		for _, process := range left {
+			pid, err := strconv.Atoi(filepath.Base(process))
+			if err == nil {
+				err = syscall.Kill(pid, syscall.SIGKILL)
+			}
+			if err != nil && err != syscall.ESRCH {
+				b.t.Error(err)
+			}
+		}
+		return len(left) == 0
 	})
+}
+
+// owns tells the processes of the server: the postmaster by its session, which is that of `pitr run` even while it is executed and has neither
+// arguments nor a directory; its children, which have sessions of their own, by their directory.
+func (b *runBench) owns(process string, session int) bool {
+	stat, err := os.ReadFile(process + "/stat")
+	if err != nil {
+		return false // it has ended, and init has taken note: until then Postgres takes the process of a postmaster.pid for one that runs
+	}
+	// proc(5): the name is in parentheses, behind it are the state, the parent, the group and the session.
+	fields := strings.Fields(string(stat[strings.LastIndexByte(string(stat), ')')+1:]))
+	at, _ := os.Readlink(process + "/cwd") // of one that has ended there is none
+	return fields[3] == strconv.Itoa(session) || at == b.data
 }
 
 func (b *runBench) has(name string) bool {
@@ -221,6 +240,8 @@ func TestRunBringsTheDataBackWhenItsDirectoryIsLost(t *testing.T) {
 	b.kill("archiver") // a smart shutdown waits for nobody but clients
 	b.exits("SIGTERM", b.signal(syscall.SIGTERM), 0)
 
+	b.refusesRivals(ctx)
+
 	// Nothing is made when the store does not answer.
 	b.empty()
 	t.Setenv("AWS_ACCESS_KEY_ID", "x")
@@ -277,4 +298,68 @@ func (b *runBench) killedWhileItRecovers(ctx context.Context) {
 	b.recoveryEnded(ctx)
 	b.equal("the rows after a recovery that was killed", b.psql(ctx, "select count(*) from t"), "4")
 	b.exits("SIGINT after a recovery that was killed", b.signal(syscall.SIGINT), 0)
+}
+
+// refusesRivals keeps the cluster of a moment ago, lets the repository go on without it, and starts others beside the server that writes.
+func (b *runBench) refusesRivals(ctx context.Context) {
+	b.t.Helper()
+	old := b.data + ".old"
+	if out, err := exec.Command("cp", "-a", b.data, old).CombinedOutput(); err != nil {
+		b.t.Fatalf("%v: %s", err, out)
+	}
+	b.empty()
+	b.run(b.config)
+	b.open(ctx)
+	b.recoveryEnded(ctx)
+	b.start(ctx, "archiver")
+	b.psql(ctx, "create table activity (i int)")
+	b.archived(ctx)
+
+	// The one that was replaced must not start.
+	rival := func(dir, why string) {
+		b.t.Helper()
+		writing, stop := context.WithCancel(ctx)
+		done := make(chan error, 1)
+		go func() {
+			for writing.Err() == nil {
+				if _, err := b.server.Query(writing, "postgres", "postgres", "insert into activity select 1 from pg_sleep(0.2)"); err != nil && writing.Err() == nil {
+					done <- err
+					return
+				}
+			}
+			done <- nil
+		}()
+		out, err := exec.CommandContext(ctx, b.bin.plain, "-c", b.config, "run", "--", "postgres", "-D", dir, "-p", strconv.Itoa(postmastertest.FreePort(b.t))).CombinedOutput()
+		stop()
+		var exit *exec.ExitError
+		if !errors.As(err, &exit) || exit.ExitCode() != 1 || !strings.Contains(string(out), why) {
+			b.t.Errorf("%s: %v\n%s", dir, err, out)
+		}
+		if err := <-done; err != nil {
+			b.t.Error(err)
+		}
+	}
+	rival(old, "another server writes to the repository: the cluster is on timeline 2, which timeline 3 has left at ")
+	rival(b.data, "a server is using the directory (process ")
+	fresh := b.data + ".fresh"
+	rival(fresh, "another server writes to the repository: WAL of timeline 3 has grown from ")
+	if _, err := os.Stat(filepath.Join(fresh, "global/pg_control")); err == nil {
+		b.t.Error("a rival that was refused can be started")
+	}
+	b.kill("archiver")
+	b.exits("SIGINT with rivals", b.signal(syscall.SIGINT), 0)
+
+	// A postmaster.pid that names a process which is no server does not keep it from starting.
+	if err := os.WriteFile(filepath.Join(b.data, "postmaster.pid"), fmt.Appendf(nil, "%d\n%s\n0\n5432\n\n\n\n", os.Getpid(), b.data), 0o600); err != nil {
+		b.t.Fatal(err)
+	}
+	if err := b.install.Own(filepath.Join(b.data, "postmaster.pid")); err != nil {
+		b.t.Fatal(err)
+	}
+	b.run(b.config)
+	b.open(ctx)
+	b.exits("SIGINT after a stale file", b.signal(syscall.SIGINT), 0)
+	if err := errors.Join(os.RemoveAll(old), os.RemoveAll(fresh)); err != nil {
+		b.t.Fatal(err)
+	}
 }

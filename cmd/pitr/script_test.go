@@ -67,7 +67,7 @@ func newScriptWorld(ctx context.Context, t *testing.T) *scriptWorld {
 		_, err := h.pitr(ctx, "log", "--rel", "public.doomed")
 		return err == nil
 	})
-	h.psql(ctx, "drop table doomed")
+	w.vars["DROPPER"] = h.psql(ctx, "begin; drop table doomed; select pg_current_xact_id(); commit")
 	h.archived(ctx)
 	if err := h.stop("archiver"); err != nil {
 		t.Fatalf("the archiver did not stop in order: %v\n%s", err, h.logs())

@@ -88,14 +88,7 @@ func TestPostgresArchivesByPushing(t *testing.T) {
 			if out := h.mustPitr(ctx, "verify", "--level", "checksum"); !strings.Contains(out, ": 0 defects") {
 				t.Errorf("verify: %s", out)
 			}
-			into, port := filepath.Join(h.dir, "restored"), postmastertest.FreePort(t)
-			h.mustPitr(ctx, "restore", "--to", "latest", "--into", into, "--start", "--port", strconv.Itoa(port))
-			copied := h.install.Attach(into, port)
-			rows, err := copied.Query(ctx, "postgres", "postgres", "select string_agg(i::text, ' ' order by i) from t")
-			if err := errors.Join(err, copied.Stop(ctx, postmaster.Immediate)); err != nil {
-				t.Fatal(err)
-			}
-			if rows != "1 10 11 12 13 14 15" {
+			if rows := h.restored(ctx, "restored", "select string_agg(i::text, ' ' order by i) from t"); rows != "1 10 11 12 13 14 15" {
 				t.Errorf("rows %s came back", rows)
 			}
 			pushes, err := os.ReadFile(filepath.Join(h.dir, "pushes"))

@@ -84,6 +84,7 @@ type StartOptions struct {
 	Port     int
 	Log      string   // file that its output is appended to
 	Settings []string // name=value, as for postgres -c
+	Env      []string // NAME=value, besides our own environment; StartChild only
 }
 
 func (opt StartOptions) args() []string {
@@ -123,6 +124,7 @@ func (i *Install) StartChild(ctx context.Context, opt StartOptions) (*Server, er
 	// The process outlives ctx on purpose: it is stopped in order, by Stop, and never killed by a cancelled context.
 	cmd := i.Command(context.WithoutCancel(ctx), "postgres", opt.args()...)
 	cmd.Stdout, cmd.Stderr = log, log
+	cmd.Env = append(cmd.Env, opt.Env...)
 	cmd.SysProcAttr.Pdeathsig = syscall.SIGINT // a fast shutdown, should we be killed
 	if err := cmd.Start(); err != nil {
 		return nil, fmt.Errorf("start Postgres: %w", err)

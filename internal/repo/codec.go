@@ -21,6 +21,7 @@ const (
 // Compressor encodes with one level. Its methods may be called from many goroutines.
 type Compressor struct {
 	encoder *zstd.Encoder
+	extents *zstd.Encoder // frames of packs, whose content the manifest has the hash of
 }
 
 // NewCompressor takes a value of archive.compression, such as zstd:1.
@@ -35,7 +36,16 @@ func NewCompressor(setting string) (*Compressor, error) {
 	if err != nil {
 		return nil, fmt.Errorf("compression %q: %w", setting, err)
 	}
-	return &Compressor{encoder}, nil
+	extents, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(level), zstd.WithEncoderCRC(false), zstd.WithZeroFrames(true), zstd.WithWindowSize(ExtentSize))
+	if err != nil {
+		return nil, fmt.Errorf("compression %q: %w", setting, err)
+	}
+	return &Compressor{encoder, extents}, nil
+}
+
+// AppendExtent appends the content of an extent as one zstd frame to dst, without a checksum of its own.
+func (c *Compressor) AppendExtent(dst, content []byte) []byte {
+	return c.extents.EncodeAll(content, dst)
 }
 
 // Append appends content as one zstd frame to dst.
@@ -47,8 +57,14 @@ const decoderMemoryMax = 64 << 20
 // sharedDecoder decodes frames that are wholly in memory; DecodeAll may be called from many goroutines.
 var sharedDecoder = newDecoder()
 
-func newDecoder() *zstd.Decoder {
-	d, err := zstd.NewReader(nil, zstd.WithDecoderMaxWindow(decoderMemoryMax))
+// cappedDecoder decodes whole bodies into as much room as they are given, and no more.
+var cappedDecoder = newDecoder(zstd.WithDecodeAllCapLimit(true))
+
+// trustedRatio is how many times as long as its encoding a content may say that it is, to be given the room at once.
+const trustedRatio = 64
+
+func newDecoder(more ...zstd.DOption) *zstd.Decoder {
+	d, err := zstd.NewReader(nil, append(more, zstd.WithDecoderMaxWindow(decoderMemoryMax))...)
 	if err != nil {
 		panic("repo: a zstd decoder with fixed options: " + err.Error())
 	}
@@ -66,12 +82,19 @@ func (c Codec) decode(body []byte, length int64) ([]byte, error) {
 		}
 		return body, nil
 	case CodecZstd:
+		if length <= int64(len(body))*trustedRatio {
+			content, err := cappedDecoder.DecodeAll(body, make([]byte, 0, length))
+			if errors.Is(err, zstd.ErrDecoderSizeExceeded) {
+				err = errTooLong
+			}
+			return content, err
+		}
 		reader, err := zstd.NewReader(bytes.NewReader(body), zstd.WithDecoderMaxWindow(decoderMemoryMax), zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true))
 		if err != nil {
 			return nil, err
 		}
 		defer reader.Close()
-		content := bytes.NewBuffer(make([]byte, 0, min(length, int64(len(body))*64)+1))
+		content := bytes.NewBuffer(make([]byte, 0, int64(len(body))*trustedRatio+bytes.MinRead))
 		n, err := io.Copy(content, io.LimitReader(reader, length+1))
 		if err == nil && n > length {
 			err = errTooLong

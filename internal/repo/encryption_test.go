@@ -100,7 +100,7 @@ func readAll(t testing.TB, r *Repo) error {
 			}
 		}
 	}
-	return r.VerifyPack(t.Context(), m.Packs[0])
+	return r.VerifyPack(t.Context(), m.Packs[0], nil)
 }
 
 func TestOnlyWhomAnObjectIsMeantForCanReadIt(t *testing.T) {
@@ -241,7 +241,7 @@ func (r *Repo) tamperWithPack(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := r.VerifyPack(t.Context(), m.Packs[0]); !errors.Is(err, ErrDamaged) {
+	if err := r.VerifyPack(t.Context(), m.Packs[0], nil); !errors.Is(err, ErrDamaged) {
 		t.Errorf("a pack with a flipped bit: %v", err)
 	}
 	overwrite(t, r, key, clean)

@@ -3,6 +3,7 @@ package repo
 import (
 	"bufio"
 	"bytes"
+	"crypto/hmac"
 	"crypto/sha256"
 	"encoding/binary"
 	"encoding/hex"
@@ -174,7 +175,11 @@ func (s *stranger) backup(id string) (files map[string][]byte, first map[string]
 			return nil, nil, fmt.Errorf("%s: %w", f.Path, err)
 		}
 	}
-	if !lines.Scan() || lines.Text() != fmt.Sprintf(`{"end":true,"files":%d}`, len(files)) || lines.Scan() {
+	var end struct {
+		End   bool
+		Files int
+	}
+	if !lines.Scan() || json.Unmarshal(lines.Bytes(), &end) != nil || !end.End || end.Files != len(files) || lines.Scan() {
 		return nil, nil, fmt.Errorf("the last line is %q", lines.Text())
 	}
 	return files, first, nil
@@ -252,14 +257,15 @@ func strangerReads(t *testing.T, identity string, encryption Encryption) {
 	putPart(t, r, 0x1B, two+301, two+400) // behind a hole
 	cut := uint32(0)
 	try(r.PutIndex(t.Context(), mib, segmentTwo, Index{Segment: "x", LastRecord: 0x16_B374_D848, Marks: []Mark{{two, 3, clockZero, clockZero}},
-		Detail: 1, XIDs: &XIDs{3, 9}, Removals: []Removal{{At: two, XID: 9, Time: clockZero, Files: []string{"1663/5/16384"}, Dropped: []wal.Object{{Database: 5, OID: 16384}},
+		Detail: 2, XIDs: &XIDs{3, 9}, Removals: []Removal{{At: two, XID: 9, Time: clockZero, Files: []string{"1663/5/16384"}, Dropped: []wal.Object{{Database: 5, OID: 16384}},
 			Relcache: []wal.Object{{Database: 5, OID: 16384}}, Created: 1}},
 		Parameters: []Parameters{{two, wal.Parameters{MaxConnections: 100, MaxWorkerProcesses: 8, MaxWALSenders: 10, MaxLocksPerTransaction: 64, WALLevel: "replica"}}},
-		Extents:    []ChangedFork{{Relation: "1663/5/16384", Fork: "vm", Cut: &cut, Extents: "0-3,7"}}, Limits: []string{"removals"}}))
+		Extents:    []ChangedFork{{Relation: "1663/5/16384", Fork: "vm", Cut: &cut, Extents: "0-3,7"}}, TwoPhase: []TwoPhase{{two, 9, "g"}, {0x200190, 9, ""}}, Limits: []string{"removals"}}))
 	try(r.PutCatalog(t.Context(), 0x1B, Catalog{two, clockZero, []CatalogDatabase{{OID: 5, Name: "postgres", Relations: []CatalogRelation{
 		{OID: 16384, Tablespace: 1663, File: 16390, Kind: "r", Schema: "public", Name: "orders"}, {OID: 16391, Tablespace: 1663, Kind: "p", Schema: "public", Name: "parts"}}}}}))
 	try(r.PutClock(t.Context(), 0x1B, Clock{two + 400, clockZero}))
-	_, _, contents := someBackup(t, r, "20261120T140321Z", clockZero)
+	made, _, contents := someBackup(t, r, "20261120T140321Z", clockZero)
+	try(r.PutContents(t.Context(), made.Packs[0], []Tagged{{r.TagOf(DigestOf(history)), 128, 10}}))
 
 	s := &stranger{root: filepath.Join(dir, "main"), identity: identity}
 	try(s.open())
@@ -288,7 +294,42 @@ func strangerReads(t *testing.T, identity string, encryption Encryption) {
 	for name, want := range contents {
 		equal(t, name, read[name], want)
 	}
+	s.checkContents(t, encryption.FingerprintKey, history)
 	s.checkKeys(t)
+}
+
+// checkContents computes a tag by "Contents of packs".
+func (s *stranger) checkContents(t *testing.T, secret string, extent []byte) {
+	t.Helper()
+	content, _, err := s.object("contents/20261120T140321Z/000000", 9)
+	var got struct {
+		Key    string
+		Size   int64
+		Lock   string
+		TagKey string `json:"tag_key"`
+		Frames [][]any
+	}
+	if err := errors.Join(err, json.Unmarshal(content, &got)); err != nil {
+		t.Fatal(err)
+	}
+	sum := sha256.Sum256(extent)
+	tag, id := sum[:16], ""
+	if secret != "" {
+		key := sha256.Sum256([]byte("pitr fingerprint key\x00" + secret))
+		keyed := func(text string) []byte {
+			mac := hmac.New(sha256.New, key[:])
+			mac.Write([]byte(text))
+			return mac.Sum(nil)
+		}
+		tag, id = keyed("extent\x00" + string(sum[:16]))[:16], hex.EncodeToString(keyed("id")[:4])
+	}
+	info, err := os.Stat(filepath.Join(s.root, got.Key))
+	if err != nil || info.Size() != got.Size || got.Key != "packs/20261120T140321Z/000000" || (got.Lock != "") != (secret != "") {
+		t.Errorf("the contents are of %s with %d bytes and lock %q, %v", got.Key, got.Size, got.Lock, err)
+	}
+	if want := []any{hex.EncodeToString(tag), 128.0, 10.0}; len(got.Frames) != 1 || !slices.Equal(got.Frames[0], want) || got.TagKey != id {
+		t.Errorf("the contents are %s; want %v with key %q", content, want, id)
+	}
 }
 
 func (s *stranger) checkIndexAndClock(t *testing.T) {
@@ -299,11 +340,11 @@ func (s *stranger) checkIndexAndClock(t *testing.T) {
 	}
 	want := `{"segment":"x","last_record":"16/B374D848","unfinished":"0/0","marks":[{"at":"0/200000","count":3,` +
 		`"min":"2026-09-21T14:13:20.123456Z","max":"2026-09-21T14:13:20.123456Z"}],"restore_points":null,"clocks":null,` +
-		`"detail":1,"xids":{"first":3,"last":9},"removals":[{"at":"0/200000","xid":9,"time":"2026-09-21T14:13:20.123456Z","files":["1663/5/16384"],` +
+		`"detail":2,"xids":{"first":3,"last":9},"removals":[{"at":"0/200000","xid":9,"time":"2026-09-21T14:13:20.123456Z","files":["1663/5/16384"],` +
 		`"dropped":[{"database":5,"oid":16384}],"relcache":[{"database":5,"oid":16384}],"created":1}],` +
 		`"parameters":[{"at":"0/200000","max_connections":100,"max_worker_processes":8,"max_wal_senders":10,"max_prepared_transactions":0,` +
 		`"max_locks_per_transaction":64,"wal_level":"replica","wal_log_hints":false,"track_commit_timestamp":false}],` +
-		`"extents":[{"relation":"1663/5/16384","fork":"vm","cut":0,"extents":"0-3,7"}],"limits":["removals"]}`
+		`"extents":[{"relation":"1663/5/16384","fork":"vm","cut":0,"extents":"0-3,7"}],"two_phase":[{"at":"0/200000","xid":9,"gid":"g"},{"at":"0/200190","xid":9}],"limits":["removals"]}`
 	if string(content) != want {
 		t.Errorf("the index is %s", content)
 	}
@@ -322,7 +363,7 @@ func (s *stranger) checkIndexAndClock(t *testing.T) {
 // checkKeys looks for objects at places that the document does not name.
 func (s *stranger) checkKeys(t *testing.T) {
 	t.Helper()
-	known := []string{"backups", "catalogs", "clocks", "cluster.json", "index", "packs", "timelines", "wal"}
+	known := []string{"backups", "catalogs", "clocks", "cluster.json", "contents", "index", "packs", "timelines", "wal"}
 	if s.identity != "" {
 		known = append(known, "keys")
 	}

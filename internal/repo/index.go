@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"pitr/internal/pg"
@@ -28,12 +29,40 @@ type Index struct {
 	Removals   []Removal     `json:"removals,omitempty"`   // in WAL order
 	Parameters []Parameters  `json:"parameters,omitempty"` // in WAL order
 	Extents    []ChangedFork `json:"extents,omitempty"`    // by relation and fork
-	// Limits names the lists that are not whole because they would be too long: removals, extents.
+	TwoPhase   []TwoPhase    `json:"two_phase,omitempty"`  // in WAL order; since detail 2
+
+	Tablespaces []TablespaceMade `json:"tablespaces,omitempty"` // in WAL order; since detail 2
+	// Limits names the lists that are not whole because they would be too long: removals, extents, two_phase.
 	Limits []string `json:"limits,omitempty"`
 }
 
 // indexDetail is the present value of Index.Detail.
-const indexDetail = 1
+const indexDetail = detailTwoPhase
+
+// detailTwoPhase is the value of Index.Detail from which on two_phase and tablespaces are told.
+const detailTwoPhase = 2
+
+// TellsTwoPhase reports whether TwoPhase has all there is.
+func (x Index) TellsTwoPhase() bool {
+	return x.Detail >= detailTwoPhase && !slices.Contains(x.Limits, limitTwoPhase)
+}
+
+// TellsTablespaces reports whether Tablespaces has all there is.
+func (x Index) TellsTablespaces() bool { return x.Detail >= detailTwoPhase }
+
+// TablespaceMade is a CREATE TABLESPACE.
+type TablespaceMade struct {
+	At   pg.LSN `json:"at"`
+	OID  uint32 `json:"oid"`
+	Path string `json:"path"` // empty: below the data directory
+}
+
+// TwoPhase is a PREPARE TRANSACTION, or, without a GID, the COMMIT PREPARED or ROLLBACK PREPARED that ends one.
+type TwoPhase struct {
+	At  pg.LSN `json:"at"`
+	XID uint32 `json:"xid"`
+	GID string `json:"gid,omitempty"`
+}
 
 // XIDs bounds the transaction ids in the records of a segment, in the order in which they are given out, which wraps around.
 type XIDs struct {
@@ -104,6 +133,10 @@ const (
 	indexSizeMax = 16 << 20
 	// removedMax bounds the files and objects in all removals of an index.
 	removedMax = 20_000
+	// twoPhaseMax bounds the entries of two_phase in an index, each of at most some 300 bytes.
+	twoPhaseMax = 10_000
+
+	limitTwoPhase = "two_phase"
 )
 
 // IndexBuilder collects an Index from the records of a segment, in order.
@@ -114,6 +147,8 @@ type IndexBuilder struct {
 	ledger  wal.Ledger // of transactions that may have begun in earlier segments
 	extents extents
 	removed int // files and objects in the removals
+
+	twoPhaseFull bool
 }
 
 // Add notes a record that ends in the segment.
@@ -129,6 +164,16 @@ func (b *IndexBuilder) Add(r *wal.Record) error {
 	ended, err := b.ledger.Add(r)
 	if err != nil {
 		return err
+	}
+	if err := b.addTwoPhase(r, ended); err != nil {
+		return err
+	}
+	made, ok, err := r.TablespaceMade()
+	if err != nil {
+		return err
+	}
+	if ok {
+		b.index.Tablespaces = append(b.index.Tablespaces, TablespaceMade{At: r.Start, OID: made.OID, Path: made.Path})
 	}
 	if ended != nil {
 		b.addXact(ended.Start, ended.Time)
@@ -160,6 +205,27 @@ func (b *IndexBuilder) addXLOG(r *wal.Record) error {
 		b.index.Parameters = append(b.index.Parameters, Parameters{r.Start, parameters})
 	}
 	return err
+}
+
+// addTwoPhase notes what is prepared and what ends so. Beyond the limit only that there is more.
+func (b *IndexBuilder) addTwoPhase(r *wal.Record, ended *wal.Ended) error {
+	prepared, ok, err := r.Prepared()
+	if err != nil {
+		return err
+	}
+	entry := TwoPhase{At: r.Start, XID: prepared.XID, GID: prepared.GID}
+	if ended != nil && ended.Prepared {
+		entry.XID, ok = ended.XID, true
+	}
+	if !ok {
+		return nil
+	}
+	if len(b.index.TwoPhase) >= twoPhaseMax {
+		b.twoPhaseFull = true
+		return nil
+	}
+	b.index.TwoPhase = append(b.index.TwoPhase, entry)
+	return nil
 }
 
 func (b *IndexBuilder) addXID(xid uint32) {
@@ -225,7 +291,10 @@ func (b *IndexBuilder) Finish(segment pg.Segment, size pg.SegmentSize, unfinishe
 	if b.extents.all {
 		index.Limits = append(index.Limits, "extents")
 	}
-	b.index, b.extents, b.removed = Index{}, extents{}, 0
+	if b.twoPhaseFull {
+		index.Limits = append(index.Limits, limitTwoPhase)
+	}
+	b.index, b.extents, b.removed, b.twoPhaseFull = Index{}, extents{}, 0, false
 	return index
 }
 

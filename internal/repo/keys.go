@@ -16,8 +16,16 @@ const (
 	clocksDir     = "clocks/"
 	catalogsDir   = "catalogs/"
 	packsDir      = "packs/"
+	contentsDir   = "contents/"
 	backupsDir    = "backups/"
 	keysDir       = "keys/"
+	leasesDir     = "leases/"
+	gapsDir       = "gaps/"
+	refusedDir    = "refused/"
+	keepsDir      = "keeps/"
+	tombstonesDir = "tombstones/"
+	runningDir    = "running/"
+	proofsDir     = "proofs/"
 	manifestName  = "/manifest"
 	partsSuffix   = ".parts"
 	timelineChars = 8
@@ -55,6 +63,9 @@ func catalogKey(key CatalogKey) string {
 func packKey(backup string, number int) string {
 	return fmt.Sprintf("%s%s/%06d", packsDir, backup, number)
 }
+
+// contentsKey is that of the contents of a pack.
+func contentsKey(pack string) string { return contentsDir + strings.TrimPrefix(pack, packsDir) }
 
 func manifestKey(backup string) string { return backupsDir + backup + manifestName }
 

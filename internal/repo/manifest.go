@@ -8,9 +8,12 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"io"
+	"maps"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -22,6 +25,10 @@ import (
 
 // ExtentSize is the size of the pieces into which files are cut; the last one of a file is shorter.
 const ExtentSize = 256 << 10
+
+// frameSizeMax bounds the frame of an extent, so that nobody who has made up a manifest lets a reader make room for more: zstd and encryption add
+// little to what cannot be compressed.
+const frameSizeMax = 2 * ExtentSize
 
 // Backup is what a manifest says of its backup as a whole: its first line. docs/FORMAT.md, "Manifest".
 type Backup struct {
@@ -38,9 +45,15 @@ type Backup struct {
 	StartTime time.Time `json:"start_time"`
 	StopTime  time.Time `json:"stop_time"`
 
-	Files       int               `json:"files"`
-	Bytes       int64             `json:"bytes"`        // of the files
-	StoredBytes int64             `json:"stored_bytes"` // of the packs
+	Files         int    `json:"files"`
+	Bytes         int64  `json:"bytes"`                    // of the files
+	StoredBytes   int64  `json:"stored_bytes"`             // of what holds them: its own packs, and what it refers to
+	ReferredBytes int64  `json:"referred_bytes,omitempty"` // of what it refers to: frames in packs of other backups
+	Previous      string `json:"previous,omitempty"`       // the backup that it was compared with
+	FromStandby   bool   `json:"from_standby,omitempty"`
+	// ChecksumFailures counts pages of the server whose checksum was wrong when they were copied.
+	ChecksumFailures int `json:"checksum_failures,omitempty"`
+
 	Packs       []Pack            `json:"packs"`
 	Settings    map[string]string `json:"settings"` // those that recovery needs at least as high
 	Tablespaces []Tablespace      `json:"tablespaces,omitempty"`
@@ -52,6 +65,9 @@ type Pack struct {
 	Size int64  `json:"size"`           // of the object in bytes
 	Lock string `json:"lock,omitempty"` // of an encrypted one: the id of its data key and its salt, in hexadecimal digits
 }
+
+// UploadedBytes is what the backup has added to the repository.
+func (b Backup) UploadedBytes() int64 { return b.StoredBytes - b.ReferredBytes }
 
 // Tablespace is a tablespace outside the data directory.
 type Tablespace struct {
@@ -78,28 +94,44 @@ const (
 	TypeDir  FileType = "dir"
 )
 
-// Extent says where a piece of a file lies and what its bytes must hash to. In JSON it is [pack, offset, length, "hash"].
+// Extent says where a piece of a file lies and what its bytes must hash to. In JSON it is [pack, offset, length, "hash", crc].
 type Extent struct {
 	Pack   int    // index into Backup.Packs
 	Offset int64  // in the object
 	Length int    // of the frame
 	Hash   Digest // of the plain bytes
+	CRC    CRC    // of the plain bytes
 }
+
+// CRC is a CRC-32C (Castagnoli), as Postgres's own manifest has it. Manifests of older programs lack it.
+type CRC struct {
+	Sum   uint32
+	Known bool
+}
+
+// CRCOf is that of content.
+func CRCOf(content []byte) CRC { return CRC{crc32.Checksum(content, castagnoli), true} }
 
 // Digest is the first half of a SHA-256.
 type Digest [16]byte
 
 // MarshalJSON implements json.Marshaler.
 func (e Extent) MarshalJSON() ([]byte, error) {
-	return fmt.Appendf(nil, `[%d,%d,%d,"%x"]`, e.Pack, e.Offset, e.Length, e.Hash), nil
+	b := fmt.Appendf(nil, `[%d,%d,%d,"%x"`, e.Pack, e.Offset, e.Length, e.Hash)
+	if e.CRC.Known {
+		b = strconv.AppendUint(append(b, ','), uint64(e.CRC.Sum), 10)
+	}
+	return append(b, ']'), nil
 }
 
 // UnmarshalJSON implements json.Unmarshaler.
 func (e *Extent) UnmarshalJSON(b []byte) error {
 	var digest string
-	if err := json.Unmarshal(b, &[]any{&e.Pack, &e.Offset, &e.Length, &digest}); err != nil {
+	fields := []any{&e.Pack, &e.Offset, &e.Length, &digest, &e.CRC.Sum}
+	if err := json.Unmarshal(b, &fields); err != nil {
 		return err
 	}
+	e.CRC.Known = len(fields) > 4
 	raw, err := hex.DecodeString(digest)
 	if err != nil || len(raw) != len(e.Hash) {
 		return fmt.Errorf("%q is no hash", digest)
@@ -110,12 +142,15 @@ func (e *Extent) UnmarshalJSON(b []byte) error {
 
 // manifestEnd is the last line of a manifest; a manifest without it is damaged.
 type manifestEnd struct {
-	End   bool `json:"end"`
-	Files int  `json:"files"`
+	End    bool    `json:"end"`
+	Files  int     `json:"files"`
+	Origin *Origin `json:"origin,omitempty"`
 }
 
 // ManifestWriter collects the lines of a manifest in memory.
 type ManifestWriter struct {
+	Origin *Origin // may be nil
+
 	repo  *Repo
 	files int
 	lines bytes.Buffer
@@ -142,7 +177,7 @@ func (w *ManifestWriter) Publish(ctx context.Context, b Backup) error {
 	if err != nil {
 		return fmt.Errorf("manifest of %s: %w", b.ID, err)
 	}
-	last, err := json.Marshal(manifestEnd{End: true, Files: w.files})
+	last, err := json.Marshal(manifestEnd{End: true, Files: w.files, Origin: w.Origin})
 	if err != nil {
 		return fmt.Errorf("manifest of %s: %w", b.ID, err)
 	}
@@ -162,12 +197,17 @@ func (w *ManifestWriter) Publish(ctx context.Context, b Backup) error {
 // are there, and to expire them.
 func (b Backup) inTheClear() Backup {
 	b.Tablespaces = nil
+	b.Settings = maps.Clone(b.Settings)
+	maps.DeleteFunc(b.Settings, func(name, _ string) bool { return slices.Contains(privateSettings, name) })
 	b.Packs = slices.Clone(b.Packs)
 	for i := range b.Packs {
 		b.Packs[i].Lock = ""
 	}
 	return b
 }
+
+// privateSettings tell what is installed on the server, and where.
+var privateSettings = []string{"shared_preload_libraries", "config_file", "hba_file", "data_directory"}
 
 const (
 	// manifestSizeMax bounds a manifest's plain bytes: some 64 TiB of database.
@@ -180,6 +220,7 @@ const (
 type Manifest struct {
 	Backup
 	Entries []File
+	Origin  *Origin // nil: an older program has written it
 }
 
 // ReadManifest returns the manifest of a backup after its hash was compared.
@@ -207,6 +248,7 @@ func (r *Repo) ReadManifest(ctx context.Context, id string) (*Manifest, error) {
 	if err := decodeLine(lines, &end); err != nil || !end.End || end.Files != m.Files {
 		return nil, fmt.Errorf("manifest of %s: %w: its last line is missing (%v)", id, ErrDamaged, err)
 	}
+	m.Origin = end.Origin
 	return m, m.check()
 }
 
@@ -228,7 +270,7 @@ func (m *Manifest) check() error {
 			return fmt.Errorf("manifest of %s: %w: %s has %d extents for %d bytes", m.ID, ErrDamaged, f.Path, len(f.Extents), f.Size)
 		}
 		for _, e := range f.Extents {
-			if e.Pack < 0 || e.Pack >= len(m.Packs) || e.Offset < headerSize || e.Length <= 0 || int64(e.Length) > m.Packs[e.Pack].Size-e.Offset {
+			if e.Pack < 0 || e.Pack >= len(m.Packs) || e.Offset < headerSize || e.Length <= 0 || e.Length > frameSizeMax || m.Packs[e.Pack].Size < 0 || int64(e.Length) > m.Packs[e.Pack].Size-e.Offset {
 				return fmt.Errorf("manifest of %s: %w: %s refers to bytes that no pack has", m.ID, ErrDamaged, f.Path)
 			}
 		}
@@ -239,6 +281,17 @@ func (m *Manifest) check() error {
 // ReadBackup returns the first line of a manifest only; of an encrypted one, what it says in the clear. The hash of the object says nothing about a part of it, so it is the checksum
 // of the line's frame that is compared.
 func (r *Repo) ReadBackup(ctx context.Context, id string) (b Backup, err error) {
+	if b, err = r.readBackup(ctx, id); err == nil {
+		return b, nil
+	}
+	err = r.elsewhere(manifestKey(id), err, func(one *Repo) (err error) {
+		b, err = one.readBackup(ctx, id)
+		return err
+	})
+	return b, err
+}
+
+func (r *Repo) readBackup(ctx context.Context, id string) (b Backup, err error) {
 	body, header, err := r.stream(ctx, manifestKey(id), KindManifest)
 	if err != nil {
 		return Backup{}, err
@@ -263,6 +316,17 @@ func (r *Repo) ReadBackup(ctx context.Context, id string) (b Backup, err error) 
 		return Backup{}, fmt.Errorf("manifest of %s: %w: %w", id, ErrDamaged, err)
 	}
 	return b, nil
+}
+
+// BackupIDs lists the ids of backups that have a manifest, whether it can be read or not.
+func (r *Repo) BackupIDs(ctx context.Context) (map[string]bool, error) {
+	ids := map[string]bool{}
+	err := r.keys(ctx, backupsDir, func(object store.Object) error {
+		id, _, _ := strings.Cut(object.Key[len(backupsDir):], "/")
+		ids[id] = true
+		return nil
+	})
+	return ids, err
 }
 
 // Backups lists the backups that exist, oldest first. One damaged manifest fails it as a whole: who decides what may be deleted must

@@ -17,6 +17,13 @@ import (
 	"pitr/internal/store"
 )
 
+// someOrigin is what a backup tells of its server.
+func someOrigin() *Origin {
+	return &Origin{Libc: "2.36", Preload: Preload{Shared: []string{"auto_explain"}}, Databases: []OriginDatabase{{OID: 5, Name: "postgres", Size: 7 << 20, Encoding: "UTF8",
+		Collate: "C.UTF-8", CType: "C.UTF-8", Collation: Collation{Provider: "c", Locale: "C.UTF-8"}, Unlogged: []string{"public.scratch"}}},
+		Files: []OriginFile{{Name: "pg_hba.conf", Path: "/etc/postgresql/pg_hba.conf", Content: "local all all peer\n"}}}
+}
+
 // someBackup stores a small backup: two files, one of them of several extents, a directory and an empty file.
 func someBackup(t testing.TB, r *Repo, id string, stop time.Time) (Backup, []File, map[string][]byte) {
 	t.Helper()
@@ -28,6 +35,7 @@ func someBackup(t testing.TB, r *Repo, id string, stop time.Time) (Backup, []Fil
 	}
 	pack := r.NewPack()
 	manifest := r.NewManifest()
+	manifest.Origin = someOrigin()
 	var files []File
 	b := Backup{ID: id, SystemID: 7_000_000_000_000_000_001, ServerVersion: "15.1", Major: 15, Timeline: 1, SegmentSize: mib, ExtentSize: ExtentSize,
 		Start: 0x300028, Stop: 0x300138, StartTime: stop.Add(-time.Minute), StopTime: stop, Settings: map[string]string{"max_connections": "100"},
@@ -41,7 +49,7 @@ func someBackup(t testing.TB, r *Repo, id string, stop time.Time) (Backup, []Fil
 		for len(content) > 0 {
 			n := min(len(content), ExtentSize)
 			frame := r.CompressExtent(content[:n])
-			f.Extents = append(f.Extents, Extent{Pack: 0, Offset: pack.Add(frame), Length: len(frame), Hash: DigestOf(content[:n])})
+			f.Extents = append(f.Extents, Extent{Pack: 0, Offset: pack.Add(frame), Length: len(frame), Hash: DigestOf(content[:n]), CRC: CRCOf(content[:n])})
 			content = content[n:]
 		}
 		b.Bytes += f.Size
@@ -72,6 +80,9 @@ func TestManifestAndExtentsReadBackAsWritten(t *testing.T) {
 	if diff := cmp.Diff(want, m.Backup); diff != "" {
 		t.Error(diff)
 	}
+	if diff := cmp.Diff(someOrigin(), m.Origin); diff != "" {
+		t.Error(diff)
+	}
 	if diff := cmp.Diff(files, m.Entries); diff != "" {
 		t.Error(diff)
 	}
@@ -98,7 +109,7 @@ func TestManifestAndExtentsReadBackAsWritten(t *testing.T) {
 		}
 		equal(t, f.Path, got, contents[f.Path])
 	}
-	if err := r.VerifyPack(t.Context(), m.Packs[0]); err != nil {
+	if err := r.VerifyPack(t.Context(), m.Packs[0], nil); err != nil {
 		t.Error(err)
 	}
 }
@@ -143,7 +154,7 @@ func TestDeletedBackupDoesNotExistBeforeItsFirstPackIsGone(t *testing.T) {
 	if err := r.DeleteBackup(t.Context(), b.ID, b.Packs); err != nil {
 		t.Fatal(err)
 	}
-	if want := []string{"main/backups/" + b.ID + "/manifest", "main/" + b.Packs[0].Key}; !cmp.Equal(order, want) {
+	if want := []string{"main/backups/" + b.ID + "/manifest", "main/" + contentsKey(b.Packs[0].Key), "main/" + b.Packs[0].Key}; !cmp.Equal(order, want) {
 		t.Errorf("deleted in the order %v, want %v", order, want)
 	}
 }
@@ -222,6 +233,9 @@ func TestManifestThatDoesNotHoldTogetherIsDamaged(t *testing.T) {
 	damaged("within the pack's header", extent("[0,63,1,"+hash+"]"))
 	damaged("behind the pack's end", extent("[0,64,937,"+hash+"]"))
 	damaged("an end that wraps around", extent("[0,9223372036854775807,9223372036854775807,"+hash+"]"))
+	large := strings.Replace(extent("[0,64,1099511627776,"+hash+"]"), `"size":1000`, `"size":2199023255552`, 1)
+	damaged("a frame that no extent has", large)
+	damaged("a pack of negative size", strings.Replace(extent("[0,64,1,"+hash+"]"), `"size":1000`, `"size":-9223372036854775808`, 1))
 	damaged("an empty extent", extent("[0,64,0,"+hash+"]"))
 	damaged("half a hash", extent(`[0,64,1,"0001"]`))
 	damaged("no hash", extent(`[0,64,1,"`+strings.Repeat("zz", 16)+`"]`))
@@ -300,4 +314,21 @@ func FuzzExtentJSON(f *testing.F) {
 			t.Fatalf("%s became %s: %v", line, written, err)
 		}
 	})
+}
+
+func TestExtentsOfOlderManifestsHaveNoCRC(t *testing.T) {
+	var old, now Extent
+	if err := errors.Join(json.Unmarshal([]byte(`[1,2,3,"000102030405060708090a0b0c0d0e0f"]`), &old), json.Unmarshal([]byte(`[1,2,3,"000102030405060708090a0b0c0d0e0f",0]`), &now)); err != nil {
+		t.Fatal(err)
+	}
+	if old.CRC.Known || !now.CRC.Known || old.Pack != 1 || old.Offset != 2 || old.Length != 3 || old.Hash != now.Hash || old.Hash[15] != 15 {
+		t.Errorf("old %+v, now %+v", old, now)
+	}
+	for _, e := range []Extent{old, now} {
+		text, err := json.Marshal(e)
+		var again Extent
+		if err := errors.Join(err, json.Unmarshal(text, &again)); err != nil || again != e {
+			t.Errorf("%+v is written as %s and read as %+v, %v", e, text, again, err)
+		}
+	}
 }

@@ -22,10 +22,12 @@ const (
 	KindPack
 	KindManifest
 	KindCatalog
+	KindRefused
+	KindContents
 )
 
 func (k Kind) String() string {
-	names := [...]string{"none", "history", "segment", "part", "index", "pack", "manifest", "catalog"}
+	names := [...]string{"none", "history", "segment", "part", "index", "pack", "manifest", "catalog", "refused", "contents"}
 	if int(k) < len(names) {
 		return names[k]
 	}

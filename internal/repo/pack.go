@@ -22,7 +22,12 @@ func DigestOf(content []byte) Digest {
 
 // CompressExtent returns content as one zstd frame, with room behind it for what encryption adds.
 func (r *Repo) CompressExtent(content []byte) []byte {
-	frame := r.compressor.Append(make([]byte, 0, len(content)/2+64), content)
+	return r.AppendExtent(make([]byte, 0, len(content)/2+64), content)
+}
+
+// AppendExtent appends what CompressExtent returns to frame.
+func (r *Repo) AppendExtent(frame, content []byte) []byte {
+	frame = r.compressor.AppendExtent(frame, content)
 	if r.Encrypts() {
 		frame = append(frame, make([]byte, tagSize)...)
 	}
@@ -33,6 +38,7 @@ func (r *Repo) CompressExtent(content []byte) []byte {
 type PackBuilder struct {
 	object []byte // room for the header, then frames
 	room   int    // for the header; zero: that of an unencrypted object
+	size   int    // that it will have, as far as is known
 	ends   []int  // of frames that are to be encrypted
 }
 
@@ -44,11 +50,14 @@ func (r *Repo) NewPack() *PackBuilder {
 	return &PackBuilder{}
 }
 
+// Expect says how large the pack will get, so that it does not have to grow.
+func (b *PackBuilder) Expect(size int) { b.size = size }
+
 // Add appends a frame of CompressExtent and returns its offset in the object.
 func (b *PackBuilder) Add(frame []byte) int64 {
 	if b.object == nil {
 		room := max(headerSize, b.room)
-		b.object = make([]byte, room, room+len(frame))
+		b.object = make([]byte, room, max(room+len(frame), b.size))
 	}
 	offset := int64(len(b.object))
 	b.object = append(b.object, frame...)
@@ -150,10 +159,39 @@ func DecodeExtent(frame []byte, length int, want Digest) ([]byte, error) {
 	return content, nil
 }
 
-// VerifyPack reads a whole pack and compares its hash.
-func (r *Repo) VerifyPack(ctx context.Context, p Pack) error {
-	_, _, err := r.get(ctx, p.Key, KindPack, 2*PackSizeMax)
-	return err
+// ExtentUse is what a manifest says that a pack holds.
+type ExtentUse struct {
+	Extent Extent
+	Length int // of the plain bytes
+}
+
+// VerifyPack reads a whole pack, compares its hash, and decodes what manifests say that it holds.
+func (r *Repo) VerifyPack(ctx context.Context, p Pack, uses []ExtentUse) error {
+	err := r.verifyPack(ctx, p, uses)
+	if err == nil {
+		return nil
+	}
+	return r.elsewhere(p.Key, err, func(one *Repo) error { return one.verifyPack(ctx, p, uses) })
+}
+
+func (r *Repo) verifyPack(ctx context.Context, p Pack, uses []ExtentUse) error {
+	object, err := store.ReadAll(ctx, r.store, r.prefix+p.Key, 3*PackSizeMax)
+	if err == nil {
+		_, _, err = r.decode(ctx, p.Key, KindPack, object, 2*PackSizeMax)
+	}
+	if err != nil {
+		return fmt.Errorf("get %s: %w", p.Key, err)
+	}
+	for _, use := range uses {
+		e := use.Extent
+		if e.Offset < headerSize || e.Length <= 0 || int64(e.Length) > int64(len(object))-e.Offset {
+			return fmt.Errorf("get %s: %w: a manifest refers to bytes that it does not have", p.Key, ErrDamaged)
+		}
+		if _, err := r.OpenExtent(ctx, p, e, object[e.Offset:e.Offset+int64(e.Length)], use.Length); err != nil {
+			return fmt.Errorf("get %s: what a manifest refers to at byte %d: %w", p.Key, e.Offset, err)
+		}
+	}
+	return nil
 }
 
 // StoredPacks lists the packs that lie in the store, by backup, with or without a manifest.
@@ -177,9 +215,18 @@ func (r *Repo) DeleteBackup(ctx context.Context, id string, packs []Pack) error 
 	}
 	var errs []error
 	for _, pack := range packs {
-		if err := r.store.Delete(ctx, r.prefix+pack.Key); err != nil {
-			errs = append(errs, fmt.Errorf("delete %s: %w", pack.Key, err))
-		}
+		errs = append(errs, r.DeletePack(ctx, pack))
 	}
 	return errors.Join(errs...)
+}
+
+// DeletePack removes a pack that no manifest refers to, after what says what it holds: nobody begins to refer to it then.
+func (r *Repo) DeletePack(ctx context.Context, pack Pack) error {
+	if err := r.store.Delete(ctx, r.prefix+contentsKey(pack.Key)); err != nil {
+		return fmt.Errorf("delete %s: %w", contentsKey(pack.Key), err)
+	}
+	if err := r.store.Delete(ctx, r.prefix+pack.Key); err != nil {
+		return fmt.Errorf("delete %s: %w", pack.Key, err)
+	}
+	return nil
 }

@@ -43,11 +43,28 @@ const clusterSizeMax = 1 << 16
 // ErrNotExist says that what was asked for is certainly absent: store.ErrNotExist, for those who do not see the store.
 var ErrNotExist = store.ErrNotExist
 
+// ErrDenied and ErrLocked say why an object was not removed: store.ErrDenied and store.ErrLocked, for those who do not see the store.
+var (
+	ErrDenied = store.ErrDenied
+	ErrLocked = store.ErrLocked
+)
+
 // ErrForeign says that the repository belongs to another cluster.
 var ErrForeign = errors.New("the repository belongs to another cluster")
 
 // Cluster reads cluster.json. store.ErrNotExist says that nothing was ever archived here.
-func (r *Repo) Cluster(ctx context.Context) (Cluster, error) {
+func (r *Repo) Cluster(ctx context.Context) (c Cluster, err error) {
+	if c, err = r.cluster(ctx); err == nil {
+		return c, nil
+	}
+	err = r.elsewhere(clusterKey, err, func(one *Repo) (err error) {
+		c, err = one.cluster(ctx)
+		return err
+	})
+	return c, err
+}
+
+func (r *Repo) cluster(ctx context.Context) (Cluster, error) {
 	content, err := store.ReadAll(ctx, r.store, r.prefix+clusterKey, clusterSizeMax)
 	if err != nil {
 		return Cluster{}, fmt.Errorf("read %s: %w", clusterKey, err)
@@ -171,8 +188,20 @@ func (r *Repo) header(ctx context.Context, key string, kind Kind) (Header, error
 	return decodeHeader(b, kind)
 }
 
-// get reads an object of at most max plain bytes and verifies it.
+// get reads an object of at most max plain bytes and verifies it. Of several stores it takes one that has it whole.
 func (r *Repo) get(ctx context.Context, key string, kind Kind, max int64) ([]byte, Header, error) {
+	content, header, err := r.getOnce(ctx, key, kind, max)
+	if err == nil {
+		return content, header, nil
+	}
+	err = r.elsewhere(key, err, func(one *Repo) (err error) {
+		content, header, err = one.getOnce(ctx, key, kind, max)
+		return err
+	})
+	return content, header, err
+}
+
+func (r *Repo) getOnce(ctx context.Context, key string, kind Kind, max int64) ([]byte, Header, error) {
 	object, err := store.ReadAll(ctx, r.store, r.prefix+key, max+max/8+1<<20)
 	if err != nil {
 		return nil, Header{}, fmt.Errorf("get %s: %w", key, err)
@@ -195,7 +224,18 @@ func (r *Repo) decode(ctx context.Context, key string, kind Kind, object []byte,
 }
 
 // clear returns what an encrypted object says in the clear; nil when it is not encrypted.
-func (r *Repo) clear(ctx context.Context, key string, kind Kind) ([]byte, error) {
+func (r *Repo) clear(ctx context.Context, key string, kind Kind) (clear []byte, err error) {
+	if clear, err = r.clearOnce(ctx, key, kind); err == nil {
+		return clear, nil
+	}
+	err = r.elsewhere(key, err, func(one *Repo) (err error) {
+		clear, err = one.clearOnce(ctx, key, kind)
+		return err
+	})
+	return clear, err
+}
+
+func (r *Repo) clearOnce(ctx context.Context, key string, kind Kind) ([]byte, error) {
 	body, header, err := r.stream(ctx, key, kind)
 	if err != nil {
 		return nil, err

@@ -17,18 +17,33 @@ import (
 // Frame is the compressed form of a piece of WAL, which a part and the larger object that replaces it have in common.
 type Frame struct {
 	length uint64
-	hash   [sha256.Size]byte // of the plain bytes
+	hash   [sha256.Size]byte // of the plain bytes; unset in one that cannot be a part
+	isPart bool              // hash is set
 	packed []byte
 }
 
-// Pack compresses a piece of WAL.
+// Pack compresses a piece of WAL that may become a part.
 func (r *Repo) Pack(content []byte) Frame {
-	return Frame{uint64(len(content)), sha256.Sum256(content), r.compressor.Append(nil, content)}
+	f := r.Compress(content)
+	f.hash, f.isPart = sha256.Sum256(content), true
+	return f
 }
+
+// Compress compresses a piece of WAL that is stored only within a larger object, which has a hash of its own.
+func (r *Repo) Compress(content []byte) Frame {
+	return Frame{length: uint64(len(content)), packed: r.compressor.Append(make([]byte, 0, len(content)/usualRatio+frameOverhead), content)}
+}
+
+const (
+	// usualRatio is by how much WAL mostly shrinks; room for less is made when it is needed.
+	usualRatio = 3
+	// frameOverhead is more than what the shortest piece grows by.
+	frameOverhead = 64
+)
 
 // PutPart stores the bytes of a stretch of WAL; p.End - p.Start of them. asOf is the server's clock when it had sent them.
 func (r *Repo) PutPart(ctx context.Context, size pg.SegmentSize, p Part, asOf time.Time, f Frame) error {
-	if pg.LSN(f.length) != p.End-p.Start || size.Start(p.Start) != size.Start(p.End-1) {
+	if !f.isPart || pg.LSN(f.length) != p.End-p.Start || size.Start(p.Start) != size.Start(p.End-1) {
 		panic("repo: a part is the bytes between its positions, within one segment")
 	}
 	h := Header{Kind: KindPart, Codec: CodecZstd, PlainLength: f.length, AsOf: asOf, Hash: f.hash}
@@ -105,11 +120,14 @@ type Inventory struct {
 	Segments []uint64          // numbers of whole segments, in order
 	Parts    map[uint64][]Part // by number of segment, in order of their starts
 	Bytes    int64             // stored
+
+	replaced map[uint64]time.Time // when whole segments were stored, by number
+	stretch  map[pg.LSN]time.Time // when stretches of large segments were, by start
 }
 
 // Inventory lists the WAL of a timeline from the segment that holds from onwards.
 func (r *Repo) Inventory(ctx context.Context, tli pg.Timeline, size pg.SegmentSize, from pg.LSN) (*Inventory, error) {
-	inv := &Inventory{Timeline: tli, Size: size, Parts: map[uint64][]Part{}}
+	inv := &Inventory{Timeline: tli, Size: size, Parts: map[uint64][]Part{}, replaced: map[uint64]time.Time{}, stretch: map[pg.LSN]time.Time{}}
 	after := ""
 	if from > 0 {
 		after = keyBefore(size.Segment(tli, from), size)
@@ -149,9 +167,13 @@ func (r *Repo) listWAL(ctx context.Context, inv *Inventory, after string) error 
 		isNew := false
 		if part == nil {
 			isNew = inv.addSegment(segment.Number)
+			inv.replaced[segment.Number] = object.Modified
 		} else {
 			part.Size = object.Size
 			isNew = inv.addPart(segment.Number, *part)
+			if isStretchOf(*part, inv.Size) {
+				inv.stretch[part.Start] = object.Modified
+			}
 		}
 		if isNew {
 			inv.Bytes += object.Size
@@ -203,15 +225,23 @@ func (inv *Inventory) Completed() []uint64 {
 	return numbers
 }
 
-// Superfluous are the parts whose stretch is there as one object. Whoever was killed may have left them.
-func (inv *Inventory) Superfluous() []Part {
+// isStretchOf reports whether a part is a stretch of a large segment, which replaces smaller ones.
+func isStretchOf(p Part, size pg.SegmentSize) bool {
+	return p.End-p.Start == Stretch(size) && p.Start%Stretch(size) == 0
+}
+
+// Superfluous are the parts whose stretch is there as one object, and was before an instant of the store's clock: whoever had listed the
+// parts by then has read them. Who was killed may have left them, or may not delete.
+func (inv *Inventory) Superfluous(before time.Time) []Part {
 	var list []Part
 	for number, parts := range inv.Parts {
-		whole := inv.HasSegment(number)
-		for i, part := range parts {
-			if whole || slices.ContainsFunc(parts, func(larger Part) bool {
-				return larger != parts[i] && larger.End-larger.Start == Stretch(inv.Size) && larger.Start <= part.Start && part.End <= larger.End
-			}) {
+		since, whole := inv.replaced[number]
+		for _, part := range parts {
+			since, replaced := since, whole
+			if !replaced && !isStretchOf(part, inv.Size) {
+				since, replaced = inv.stretch[part.Start-part.Start%Stretch(inv.Size)]
+			}
+			if replaced && !since.After(before) {
 				list = append(list, part)
 			}
 		}
@@ -439,7 +469,11 @@ func (b *StretchBuilder) Add(content []byte, f Frame) {
 		b.hash = sha256.New()
 	}
 	b.hash.Write(content)
-	b.frames = append(b.frames, f.packed...)
+	if b.frames == nil {
+		b.frames = f.packed // whoever has the frame too reads no further than its length
+	} else {
+		b.frames = append(b.frames, f.packed...)
+	}
 	b.length += f.length
 }
 

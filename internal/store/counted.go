@@ -13,6 +13,8 @@ type Counts struct {
 	Puts, Gets, Lists, Deletes atomic.Uint64
 	Failures                   atomic.Uint64 // answers other than success, ErrNotExist and ErrExist
 	BytesPut                   atomic.Uint64
+	DeletesDenied              atomic.Uint64 // that the credentials do not allow, asked or not: see Denied
+	DeletesLocked              atomic.Uint64 // of objects that the store retains
 }
 
 // Counted counts into c what inner is asked. It belongs under Retry, so that every attempt counts.
@@ -58,5 +60,9 @@ func (s *counted) List(ctx context.Context, prefix, after string) iter.Seq2[Obje
 
 func (s *counted) Delete(ctx context.Context, key string) error {
 	s.c.Deletes.Add(1)
-	return s.outcome(s.inner.Delete(ctx, key))
+	err := s.inner.Delete(ctx, key)
+	if errors.Is(err, ErrDenied) || errors.Is(err, ErrLocked) {
+		return err // an answer, which Denied counts
+	}
+	return s.outcome(err)
 }

@@ -15,10 +15,14 @@ type Finding struct {
 	Detail      string // more about what works
 	Err         error  // nil: it works
 	Consequence string // what follows if it does not
+	Bearable    bool   // a repository lives without it, and some want it so
 }
 
-// probeDir holds the objects of probes. No repository has such keys.
-const probeDir = "pitr-probe/"
+// Dated is a store that says how far its clock is ahead of ours.
+type Dated interface {
+	// Skew is by how much, to the second, as of the last answer; known is false before the first.
+	Skew() (skew time.Duration, known bool)
+}
 
 // skewMax is how far the store's clock may be off before a signed request is refused: S3 allows 15 minutes.
 const skewMax = 5 * time.Minute
@@ -26,19 +30,23 @@ const skewMax = 5 * time.Minute
 // Probe tries on a small object of its own, which it removes, whatever a repository needs. It stops at the first thing without which
 // nothing else can be tried. now is the local time.
 func Probe(ctx context.Context, s Store, now func() time.Time) []Finding {
-	p := probe{store: s, key: probeDir + rand.Text(), content: []byte("pitr writes this to see what the store can do, and removes it")}
+	p := probe{store: s, key: ProbePrefix + rand.Text(), content: []byte("pitr writes this to see what the store can do, and removes it")}
 	p.try(ctx, "put", "nothing can be archived", func(ctx context.Context) (string, error) {
 		return "", s.Put(ctx, p.key, p.content, PutOptions{IfAbsent: true})
 	})
 	if p.failed() {
+		p.clock(ctx) // a clock that is wrong may be why
 		return p.findings
 	}
 	p.try(ctx, "conditional put", "two writers could overwrite each other's WAL and backups without anybody noticing", p.conditionalPut)
 	p.try(ctx, "get", "nothing can be restored", p.get)
 	p.try(ctx, "ranged get", "extents of a backup cannot be read by themselves", p.rangedGet)
 	p.try(ctx, "list after put", "an archiver that is restarted would not find what it has stored, and a restore might miss WAL", p.list(now))
+	p.clock(ctx)
 	p.try(ctx, "get of what is absent", "a missing object cannot be told from a store that does not answer: recovery would stop instead of ending", p.absent)
-	p.try(ctx, "delete", "parts that segments have replaced stay, and expiry removes nothing", p.delete)
+	p.try(ctx, "delete", "what is not needed any more stays until `pitr expire` is run with credentials that may delete", p.delete)
+	last := &p.findings[len(p.findings)-1]
+	last.Bearable = errors.Is(last.Err, ErrDenied)
 	return p.findings
 }
 
@@ -47,6 +55,7 @@ type probe struct {
 	key      string
 	content  []byte
 	findings []Finding
+	skew     *time.Duration // of the store's clock, by the time of the object; nil: not seen
 }
 
 func (p *probe) try(ctx context.Context, what, consequence string, run func(context.Context) (string, error)) {
@@ -98,7 +107,7 @@ func (p *probe) rangedGet(ctx context.Context) (string, error) {
 
 func (p *probe) list(now func() time.Time) func(context.Context) (string, error) {
 	return func(ctx context.Context) (string, error) {
-		for object, err := range p.store.List(ctx, probeDir, "") {
+		for object, err := range p.store.List(ctx, ProbePrefix, "") {
 			if err != nil {
 				return "", err
 			}
@@ -109,13 +118,30 @@ func (p *probe) list(now func() time.Time) func(context.Context) (string, error)
 				return "", fmt.Errorf("it lists %d bytes, %d were written", object.Size, len(p.content))
 			}
 			skew := object.Modified.Sub(now()).Round(time.Second)
-			if skew.Abs() > skewMax {
-				return "", fmt.Errorf("its clock and ours differ by %s; requests are refused from 15 minutes on", skew)
-			}
-			return fmt.Sprintf("clocks differ by %s", skew.Abs()), nil
+			p.skew = &skew
+			return "", nil
 		}
 		return "", errors.New("what was just put is not listed")
 	}
+}
+
+// clock compares clocks: by what the store says of its own, or else by the time that it has given the object.
+func (p *probe) clock(ctx context.Context) {
+	if dated, ok := p.store.(Dated); ok {
+		if skew, known := dated.Skew(); known {
+			p.skew = &skew
+		}
+	}
+	if p.skew == nil {
+		return
+	}
+	p.try(ctx, "clock", "requests are refused from 15 minutes on, and nothing is archived; parts are swept, and retention ends, at other times than they should",
+		func(context.Context) (string, error) {
+			if p.skew.Abs() > skewMax {
+				return "", fmt.Errorf("the store's clock is %s ours by %s", map[bool]string{true: "ahead of", false: "behind"}[*p.skew > 0], p.skew.Abs())
+			}
+			return fmt.Sprintf("differs by %s", p.skew.Abs()), nil
+		})
 }
 
 func (p *probe) absent(ctx context.Context) (string, error) {

@@ -60,8 +60,11 @@ func (f flawed) List(ctx context.Context, prefix, after string) iter.Seq2[store.
 }
 
 func (f flawed) Delete(ctx context.Context, key string) error {
-	if f.lacks == "delete" {
+	switch f.lacks {
+	case "delete":
 		return nil
+	case "rights":
+		return store.ErrDenied
 	}
 	return f.Store.Delete(ctx, key)
 }
@@ -77,9 +80,10 @@ func TestProbeNamesWhatAStoreLacks(t *testing.T) {
 		{"get", []string{"conditional put", "get", "ranged get", "get of what is absent", "delete"}},
 		{"ranged get", []string{"ranged get"}},
 		{"list after put", []string{"list after put"}},
-		{"a clock", []string{"list after put"}},
+		{"a clock", []string{"clock"}},
 		{"get of what is absent", []string{"get of what is absent", "delete"}},
 		{"delete", []string{"delete"}},
+		{"rights", []string{"delete"}},
 	} {
 		files, err := file.Open(t.TempDir())
 		if err != nil {
@@ -90,6 +94,9 @@ func TestProbeNamesWhatAStoreLacks(t *testing.T) {
 			if found.Err != nil {
 				failed = append(failed, found.What)
 			}
+			if found.Bearable != (c.lacks == "rights" && found.What == "delete") {
+				t.Errorf("without %s: %s is bearable: %v", c.lacks, found.What, found.Bearable)
+			}
 			if found.Consequence == "" {
 				t.Errorf("%s has no consequence", found.What)
 			}
@@ -98,7 +105,7 @@ func TestProbeNamesWhatAStoreLacks(t *testing.T) {
 			t.Errorf("a store that lacks %q: failed %q, want %q", c.lacks, failed, c.failed)
 		}
 		for object, err := range files.List(t.Context(), "", "") {
-			if c.lacks != "delete" {
+			if c.lacks != "delete" && c.lacks != "rights" {
 				t.Errorf("%s was left behind, %v", object.Key, err)
 			}
 		}

@@ -32,7 +32,7 @@ type retrying struct {
 }
 
 func final(err error) bool {
-	for _, answer := range []error{ErrNotExist, ErrExist, ErrRange, ErrKey, ErrPermanent} {
+	for _, answer := range []error{ErrNotExist, ErrExist, ErrRange, ErrKey, ErrPermanent, ErrDenied, ErrLocked} {
 		if errors.Is(err, answer) {
 			return true
 		}

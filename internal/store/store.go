@@ -42,6 +42,23 @@ type PutOptions struct {
 	IfAbsent bool
 }
 
+// Use says what an object is for, as far as a store may treat objects differently.
+type Use int
+
+const (
+	// Kept is a small object that stays.
+	Kept Use = iota
+	// Bulk is an object that stays and holds much.
+	Bulk
+	// Brief is an object that a larger one replaces soon.
+	Brief
+	// Passing is one that the next of its kind replaces, and whose loss costs no data.
+	Passing
+)
+
+// ProbePrefix is that of the objects by which Probe tries a store. No repository has such keys.
+const ProbePrefix = "pitr-probe/"
+
 // Object is one line of a listing.
 type Object struct {
 	Key      string
@@ -63,6 +80,10 @@ var (
 	ErrKey = errors.New("not a valid key")
 	// ErrPermanent marks errors that sending the request again cannot mend, such as a wrong credential or an absent bucket.
 	ErrPermanent = errors.New("asking again would not help")
+	// ErrDenied says that the credentials may not do what was asked, or that there are none. It is permanent.
+	ErrDenied = errors.New("the credentials do not allow it")
+	// ErrLocked says that an object cannot be removed yet, whoever asks: the store retains it. It is permanent.
+	ErrLocked = errors.New("the object is retained and cannot be removed yet")
 )
 
 // CheckKey returns ErrKey for what the contract does not allow as a key.

@@ -22,7 +22,7 @@ var owners = []owner{
 	{"github.com/prometheus/client_golang", []string{"internal/monitor"}},
 	{"github.com/robfig/cron/v3", []string{"archiver"}},
 	{"github.com/spf13/cobra", []string{"bench", "cmd/pitr"}},
-	{"github.com/spf13/pflag", []string{"cmd/pitr"}},
+	{"github.com/spf13/pflag", []string{"bench", "cmd/pitr"}},
 	{"github.com/vbauerster/mpb/v8", []string{"cmd/pitr"}},
 	{"github.com/xdg-go/scram", []string{"pooler/auth"}},
 

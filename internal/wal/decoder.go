@@ -32,7 +32,7 @@ type Options struct {
 }
 
 // Decoder checks a stream of WAL and cuts it into records. Feed it with Write; it calls emit for each record. After an error it
-// stays failed. It keeps the bytes of at most one record.
+// stays failed. It keeps the bytes of at most one record, and only of one that comes in pieces.
 type Decoder struct {
 	opt  Options
 	emit func(*Record) error
@@ -196,6 +196,11 @@ func (d *Decoder) continueRecord(page pg.LSN, h pageHeader) error {
 func (d *Decoder) takeRecord(p []byte) (int, error) {
 	if len(d.raw) == 0 {
 		d.start = d.pos
+		if len(p) >= 4 {
+			if n := binary.LittleEndian.Uint32(p); n >= recordHeaderSize && uint64(n) <= uint64(len(p)) {
+				return d.finishRecord(p[:n:n], int(n)) // all of it is there: nothing needs to be kept
+			}
+		}
 	}
 	want := 4
 	if len(d.raw) >= 4 {
@@ -209,10 +214,7 @@ func (d *Decoder) takeRecord(p []byte) (int, error) {
 	if want == 4 {
 		return n, d.startRecord()
 	}
-	d.pos += pg.LSN(n) // emit may ask for the position
-	err := d.finishRecord()
-	d.pos -= pg.LSN(n)
-	return n, err
+	return d.finishRecord(d.raw, n)
 }
 
 func (d *Decoder) startRecord() error {
@@ -228,13 +230,29 @@ func (d *Decoder) startRecord() error {
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
-func (d *Decoder) finishRecord() error {
+// finishRecord checks and emits a record whose last n bytes are those at the position.
+func (d *Decoder) finishRecord(raw []byte, n int) (int, error) {
+	d.pos += pg.LSN(n) // emit may ask for the position
+	err := d.checkRecord(raw)
+	if err == nil {
+		d.last, d.end = d.start, d.record.End
+		err = d.emit(&d.record)
+		d.raw, d.total = d.raw[:0], 0
+		if cap(d.raw) > rawKept {
+			d.raw = nil
+		}
+	}
+	d.pos -= pg.LSN(n)
+	return n, err
+}
+
+func (d *Decoder) checkRecord(raw []byte) error {
 	// ValidXLogRecord: the CRC covers what follows the header, then the header up to the CRC.
-	sum := crc32.Update(0, castagnoli, d.raw[recordHeaderSize:])
-	sum = crc32.Update(sum, castagnoli, d.raw[:recordCRCOffset])
+	sum := crc32.Update(0, castagnoli, raw[recordHeaderSize:])
+	sum = crc32.Update(sum, castagnoli, raw[:recordCRCOffset])
 	r := &d.record
-	r.reset(d.start, align(d.pos), d.raw, d.version)
-	if sum != binary.LittleEndian.Uint32(d.raw[recordCRCOffset:]) {
+	r.reset(d.start, align(d.pos), raw, d.version)
+	if sum != binary.LittleEndian.Uint32(raw[recordCRCOffset:]) {
 		return &CorruptError{d.start, errors.New("record checksum is wrong")}
 	}
 	if d.last != 0 && r.Prev != d.last {
@@ -250,13 +268,7 @@ func (d *Decoder) finishRecord() error {
 			r.End = d.skipTo
 		}
 	}
-	d.last, d.end = d.start, r.End
-	err := d.emit(r)
-	d.raw, d.total = d.raw[:0], 0
-	if cap(d.raw) > rawKept {
-		d.raw = nil
-	}
-	return err
+	return nil
 }
 
 // rawKept is how much of the buffer for a record is kept for the next one; larger records are rare.

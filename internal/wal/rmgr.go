@@ -7,13 +7,14 @@ type Rmgr uint8
 
 // The resource managers that this package reads itself.
 const (
-	RmgrXLOG     Rmgr = 0
-	RmgrXact     Rmgr = 1
-	RmgrStorage  Rmgr = 2
-	RmgrDatabase Rmgr = 4
-	RmgrStandby  Rmgr = 8
-	RmgrHeap2    Rmgr = 9
-	RmgrHeap     Rmgr = 10
+	RmgrXLOG       Rmgr = 0
+	RmgrXact       Rmgr = 1
+	RmgrStorage    Rmgr = 2
+	RmgrDatabase   Rmgr = 4
+	RmgrTablespace Rmgr = 5
+	RmgrStandby    Rmgr = 8
+	RmgrHeap2      Rmgr = 9
+	RmgrHeap       Rmgr = 10
 )
 
 // rmgrCustomMin is RM_MIN_CUSTOM_ID of src/include/access/rmgr.h: extensions register theirs from here on.

@@ -128,17 +128,18 @@ func (d dialer) connect(ctx context.Context, timeout time.Duration) (*pgconn.PgC
 
 // launch starts as many connects as there are clients that wait for one and the limit allows. The caller holds mu.
 func (p *Pool) launch(now time.Time) {
-	for !p.closed && p.connecting < p.waiters.n && len(p.servers)+p.connecting < p.size && !now.Before(p.retryAt) {
+	for !p.closed && !p.paused && p.connecting < p.waiters.n && len(p.servers)+p.connecting < p.size && !now.Before(p.retryAt) {
 		p.connecting++
-		p.set.work.Go(p.connectOne)
+		dial := p.dial
+		p.set.work.Go(func() { p.connectOne(dial) })
 	}
 }
 
 // backoffMin is the pause after the first failed login; it doubles up to server_login_retry.
 const backoffMin = 100 * time.Millisecond
 
-func (p *Pool) connectOne() {
-	origin, hijacked, err := p.dial.connect(p.set.ctx, p.set.cfg.ServerConnectTimeout.D())
+func (p *Pool) connectOne(dial dialer) {
+	origin, hijacked, err := dial.connect(p.set.ctx, p.set.cfg.ServerConnectTimeout.D())
 	var server *Server
 	if err == nil {
 		server = &Server{State: session.NewServer(hijacked.ParameterStatuses), pool: p, origin: origin, born: time.Now()}
@@ -176,11 +177,14 @@ func (p *Pool) connectFailed(err error) {
 	}
 	p.lastErr = connectError(err)
 	p.lastErr.NoPassword = p.dial.config != nil && p.dial.config.Password == ""
-	pause := min(backoffMin<<min(p.failures, 20), p.set.cfg.ServerLoginRetry.D())
-	p.failures++
-	p.retryAt = time.Now().Add(pause)
-	if p.failures == 1 || p.failures&(p.failures-1) == 0 {
-		p.log.Warn("server login failed", "database", p.key.Database, "user", p.key.User, "attempt", p.failures, "retry_in", pause, "error", err)
+	// Nothing is launched before retryAt: what fails until then was on its way together with what has failed already, and says no more.
+	if now := time.Now(); !now.Before(p.retryAt) {
+		pause := min(backoffMin<<min(p.failures, 20), p.set.cfg.ServerLoginRetry.D())
+		p.failures++
+		p.retryAt = now.Add(pause)
+		if p.failures&(p.failures-1) == 0 {
+			p.log.Warn("server login failed", "database", p.key.Database, "user", p.key.User, "attempt", p.failures, "retry_in", pause, "error", err)
+		}
 	}
 	if len(p.servers)+p.connecting > 0 {
 		return

@@ -21,6 +21,7 @@ import (
 type postgres struct {
 	mu       sync.Mutex
 	refuses  bool
+	late     bool        // it takes a while to refuse
 	hangs    bool        // in DISCARD ALL
 	stalls   bool        // the first write returns long after it was answered, as it does on a machine without a free core
 	attempts []time.Time // of connecting
@@ -32,6 +33,11 @@ func (f *postgres) dial(context.Context, string, string) (net.Conn, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.attempts = append(f.attempts, time.Now())
+	if f.late {
+		f.mu.Unlock()
+		<-time.After(20 * time.Millisecond)
+		f.mu.Lock()
+	}
 	if f.refuses {
 		return nil, errors.New("the fake refuses")
 	}

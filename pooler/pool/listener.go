@@ -30,6 +30,7 @@ type Listener struct {
 	version uint64 // counts changes of wanted
 	waiters []waiting
 	wake    context.CancelFunc // ends the present wait for notifications
+	cut     context.CancelFunc // ends the present connection
 	running bool
 }
 
@@ -41,7 +42,21 @@ type waiting struct {
 
 // NewListener returns a listener that has no connection. It logs in as the pool's clients do.
 func (p *Pool) NewListener(deliver func(Notification)) *Listener {
-	return &Listener{pool: p, deliver: deliver, wanted: map[string]struct{}{}, wake: func() {}}
+	l := &Listener{pool: p, deliver: deliver, wanted: map[string]struct{}{}, wake: func() {}, cut: func() {}}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.listeners = append(p.listeners, l)
+	return l
+}
+
+// errMoved says that the connection is wanted elsewhere.
+var errMoved = errors.New("the database was moved")
+
+// restart makes the connection anew, perhaps to another server.
+func (l *Listener) restart() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.cut()
 }
 
 // Want says which channels are wanted from now on. tell is called, by anybody, once they are listened to or that has failed.
@@ -92,7 +107,14 @@ func (l *Listener) run() {
 
 // listen is one connection's life. It returns nil when no channel is wanted any more.
 func (l *Listener) listen(ctx context.Context) error {
+	ctx, cut := context.WithCancel(ctx)
+	defer cut()
+	l.mu.Lock()
+	l.cut = cut
+	l.mu.Unlock()
+	l.pool.mu.Lock()
 	config := l.pool.dial.config.Copy()
+	l.pool.mu.Unlock()
 	config.OnNotification = func(_ *pgconn.PgConn, n *pgconn.Notification) {
 		l.deliver(Notification{Process: n.PID, Channel: n.Channel, Payload: n.Payload})
 	}
@@ -124,6 +146,9 @@ func (l *Listener) listen(ctx context.Context) error {
 		}
 		if err := l.wait(ctx, conn, version); err != nil {
 			return err
+		}
+		if ctx.Err() != nil {
+			return errMoved
 		}
 	}
 }

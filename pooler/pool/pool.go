@@ -35,8 +35,10 @@ type Pool struct {
 	watching   bool        // it runs
 	connecting int
 	closed     bool
-	failures   int       // consecutive failed connects
-	retryAt    time.Time // no connect before that
+	paused     bool        // nobody is lent a server
+	listeners  []*Listener // that log in as the pool's clients do
+	failures   int         // consecutive failed connects
+	retryAt    time.Time   // no connect before that
 	lastErr    *ConnectError
 	welcomes   map[string][]pgwire.Param // what a login with these settings reports
 	baseline   []pgwire.Param            // what a login without settings reported last
@@ -73,7 +75,7 @@ func (p *Pool) give(server *Server) {
 		return // it was lost in the moment in which it came
 	}
 	now := time.Now()
-	if p.closed || server.suspect || server.isLost() || p.set.tooOld(server, now) {
+	if p.closed || p.paused || server.suspect || server.isLost() || p.set.tooOld(server, now) {
 		p.remove(server)
 		return
 	}

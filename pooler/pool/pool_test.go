@@ -187,6 +187,25 @@ func TestFailedLoginsAreToldAtOnceAndBackOff(t *testing.T) {
 	})
 }
 
+// A server that goes down fails all logins that are on their way. It may be back at once.
+func TestLoginsThatFailTogetherBackOffOnce(t *testing.T) {
+	inBubble(t, settings(8), func(t *testing.T, w *world) {
+		w.fake.set(func(f *postgres) { f.refuses, f.late = true, true })
+		for range 8 {
+			w.borrow()
+		}
+		pass(50 * time.Millisecond)
+		if st := w.stats(); st.ConnectFailures != 8 || st.Waiting != 0 {
+			t.Fatalf("%+v", st)
+		}
+		w.fake.set(func(f *postgres) { f.refuses = false })
+		pass(backoffMin)
+		b := w.borrow()
+		pass(50 * time.Millisecond)
+		b.must(t)
+	})
+}
+
 func TestFailedLoginLeavesThoseInTheQueueWhoCanStillBeServed(t *testing.T) {
 	inBubble(t, settings(2), func(t *testing.T, w *world) {
 		server := w.borrow().must(t)

@@ -71,7 +71,7 @@ func (p *Pool) Acquire(w *Waiter) (*Server, error) {
 		return server, nil
 	}
 	now := time.Now()
-	if len(p.servers)+p.connecting == 0 && now.Before(p.retryAt) {
+	if !p.paused && len(p.servers)+p.connecting == 0 && now.Before(p.retryAt) {
 		p.counters.ConnectRefusals++
 		return nil, p.lastErr
 	}

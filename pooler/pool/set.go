@@ -32,9 +32,10 @@ type Set struct {
 	stop      context.CancelFunc
 	work      sync.WaitGroup
 
-	// mu guards pools and limitHits. Pool.mu may be taken under it.
+	// mu guards pools, steered and limitHits. Pool.mu may be taken under it.
 	mu        sync.Mutex
 	pools     map[Key]*Pool
+	steered   map[string]steered // by database
 	limitHits uint64
 }
 
@@ -49,7 +50,7 @@ type Driver struct {
 // NewSet returns an empty set and starts its janitor. passwords tells the plain password of a client's user where it is known.
 func NewSet(cfg config.Pooler, dsn config.DSN, passwords func(string) (string, bool), driver Driver, log *slog.Logger) *Set {
 	ctx, stop := context.WithCancel(context.Background())
-	s := &Set{cfg: cfg, dsn: dsn, passwords: passwords, driver: driver, log: log, ctx: ctx, stop: stop, pools: map[Key]*Pool{}}
+	s := &Set{cfg: cfg, dsn: dsn, passwords: passwords, driver: driver, log: log, ctx: ctx, stop: stop, pools: map[Key]*Pool{}, steered: map[string]steered{}}
 	s.work.Go(s.janitor)
 	return s
 }
@@ -113,12 +114,12 @@ func (s *Set) Get(database, user string) (*Pool, error) {
 		return nil, ErrTooManyPools
 	}
 	password, _ := s.passwords(key.User)
-	dial, err := newDialer(s.driver.Dial, s.dsn, db, key, password)
+	dial, err := newDialer(s.driver.Dial, s.dsn, s.moved(database, db), key, password)
 	if err != nil {
 		return nil, err
 	}
 	p := &Pool{key: key, set: s, size: s.cfg.DefaultPoolSize, dial: dial, log: s.log, servers: map[*Server]struct{}{},
-		welcomes: map[string][]pgwire.Param{}}
+		welcomes: map[string][]pgwire.Param{}, paused: s.steered[database].paused}
 	if db.PoolSize > 0 {
 		p.size = db.PoolSize
 	}

@@ -20,6 +20,9 @@ type Options struct {
 	Timeline    pg.Timeline // zero: the newest
 	Lost        bool        // what was committed behind the points at which the path to the timeline has left others, and nothing else
 	From, To    time.Time   // the transaction ended at or between them
+	After       pg.LSN      // it ended behind this position
+	Until       pg.LSN      // nothing behind this position is wanted
+	LeadMax     int64       // bytes of WAL that are read at most to see long transactions from their beginning; zero: leadMax
 	XID         uint32      // the transaction, or one of its subtransactions, has this id
 	Relation    string      // name, schema.name, database.schema.name, or tablespace/database/file
 	Destructive bool        // it has dropped, truncated or deleted much
@@ -117,6 +120,9 @@ func Read(ctx context.Context, r *repo.Repo, opt Options, visit func(Event) erro
 	if opt.MassRows == 0 {
 		opt.MassRows = DefaultMassRows
 	}
+	if opt.LeadMax == 0 {
+		opt.LeadMax = leadMax
+	}
 	rd := &reader{repo: r, opt: opt, visit: visit}
 	if err := rd.open(ctx); err != nil {
 		return err
@@ -131,7 +137,7 @@ func Read(ctx context.Context, r *repo.Repo, opt Options, visit func(Event) erro
 	if len(path.Runs()) == 0 {
 		return ErrEmpty
 	}
-	return ignoreStop(rd.readPath(ctx, path, 0))
+	return ignoreStop(rd.readPath(ctx, path, opt.After))
 }
 
 // readPath tells what has ended on a path behind a position.
@@ -149,7 +155,7 @@ func (rd *reader) readPath(ctx context.Context, path *repo.Path, after pg.LSN) e
 			}
 		}
 		before = run
-		if run.End <= after {
+		if run.End <= after || rd.opt.Until != 0 && run.Start >= rd.opt.Until {
 			continue
 		}
 		if err := rd.readRun(ctx, run); err != nil {

@@ -34,10 +34,14 @@ type digest struct {
 // whose index is of an older program, are read unless it is certain that they need not be.
 func (rd *reader) span(ctx context.Context, run repo.Run) (s span, ok bool, err error) {
 	s = span{lead: run.Start, from: run.Start, to: run.End}
+	if rd.opt.Until != 0 {
+		run.End = min(run.End, rd.opt.Until)
+		s.to = run.End
+	}
 	begin := run.Start
 	switch {
 	case rd.after > begin:
-		begin = max(begin, rd.path.Size.Start(rd.after-min(rd.after, leadMax))) // nothing before it is read in any case
+		begin = max(begin, rd.path.Size.Start(rd.after-min(rd.after, pg.LSN(rd.opt.LeadMax)))) // nothing before it is read in any case
 	case rd.opt.From.IsZero() && rd.opt.To.IsZero() && rd.opt.XID == 0:
 		return s, true, nil
 	}
@@ -55,7 +59,7 @@ func (rd *reader) span(ctx context.Context, run repo.Run) (s span, ok bool, err 
 	if last < 0 {
 		return s, false, nil
 	}
-	lead, sure := leadOf(digests, first, last, rd.path.Size)
+	lead, sure := leadOf(digests, first, last, rd.path.Size, rd.opt.LeadMax)
 	s.sure = sure
 	s.from = max(run.Start, rd.after, segments[first].Start(rd.path.Size))
 	s.to = min(run.End, segments[last].End(rd.path.Size))
@@ -69,7 +73,7 @@ func (rd *reader) span(ctx context.Context, run repo.Run) (s span, ok bool, err 
 // leadOf goes back from the first wanted segment to the one behind which every transaction with a record in the wanted ones has begun, as far
 // as leadMax allows, and says which transactions have certainly begun there. Ids are given out in order: a segment before which no id was seen
 // that is as high as the lowest wanted one cannot know any of the wanted.
-func leadOf(digests []digest, first, last int, size pg.SegmentSize) (lead int, sure xidFloor) {
+func leadOf(digests []digest, first, last int, size pg.SegmentSize, budget int64) (lead int, sure xidFloor) {
 	var oldest *repo.XIDs
 	for _, d := range digests[first : last+1] {
 		if d.xids != nil && (oldest == nil || precedes(d.xids.First, oldest.First)) {
@@ -87,7 +91,7 @@ func leadOf(digests []digest, first, last int, size pg.SegmentSize) (lead int, s
 		highest[i+1] = next
 	}
 	lead = first
-	for budget := int64(leadMax); lead > 0 && budget > 0; budget -= int64(size) {
+	for ; lead > 0 && budget > 0; budget -= int64(size) {
 		if !digests[lead-1].indexed || oldest == nil || highest[lead].first == 0 || !precedes(oldest.First, highest[lead].first) {
 			break
 		}

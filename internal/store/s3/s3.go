@@ -5,97 +5,75 @@ package s3
 import (
 	"bytes"
 	"context"
+	"crypto/md5"
 	"crypto/sha256"
+	"encoding/base64"
 	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
 	"iter"
 	"net/http"
-	"net/url"
-	"strconv"
 	"strings"
+	"time"
 
 	"github.com/minio/minio-go/v7"
 	"github.com/minio/minio-go/v7/pkg/credentials"
+	"github.com/minio/minio-go/v7/pkg/encrypt"
 
 	"pitr/internal/store"
 )
 
-// Options says where the bucket is. Credentials come from AWS_ACCESS_KEY_ID and its like, the AWS credentials file
-// (AWS_SHARED_CREDENTIALS_FILE, AWS_PROFILE) and the instance's role, in this order.
-type Options struct {
-	Bucket    string
-	Prefix    string // of every key; without slashes at its ends
-	Endpoint  string // http://host:port or https://host; empty: Amazon's for the region
-	Region    string
-	PathStyle bool // bucket in the path instead of the host name; always so when the endpoint's host is an address
-}
-
-// ParseURL reads s3://bucket/prefix?endpoint=…&region=…&path_style=true.
-func ParseURL(text string) (Options, error) {
-	u, err := url.Parse(text)
-	if err != nil || u.Scheme != "s3" || u.Host == "" {
-		return Options{}, fmt.Errorf("store %q: want s3://bucket/prefix?endpoint=…&region=…", text)
-	}
-	opt := Options{Bucket: u.Host, Prefix: strings.Trim(u.Path, "/")}
-	for name, values := range u.Query() {
-		value := values[len(values)-1]
-		switch name {
-		case "endpoint":
-			opt.Endpoint = value
-		case "region":
-			opt.Region = value
-		case "path_style":
-			if opt.PathStyle, err = strconv.ParseBool(value); err != nil {
-				return Options{}, fmt.Errorf("store %q: path_style is true or false, not %q", text, value)
-			}
-		default:
-			return Options{}, fmt.Errorf("store %q: unknown parameter %s; endpoint, region and path_style exist", text, name)
-		}
-	}
-	return opt, nil
-}
-
 // Store is a store.Store in one bucket.
 type Store struct {
-	core   minio.Core
-	bucket string
-	prefix string // "" or ends in a slash
+	core    minio.Core
+	remover minio.Core // with the credentials that may delete
+	opt     Options
+	prefix  string // "" or ends in a slash
+	sse     encrypt.ServerSide
+	dated   *dated
+	now     func() time.Time
 }
 
-var _ store.Store = (*Store)(nil)
+var (
+	_ store.Store = (*Store)(nil)
+	_ store.Dated = (*Store)(nil)
+)
 
 // Open prepares the client. It sends nothing yet: a bucket that cannot be reached shows with the first request.
 func Open(opt Options) (*Store, error) {
-	endpoint, secure := "s3.amazonaws.com", true
-	if opt.Endpoint != "" {
-		u, err := url.Parse(opt.Endpoint)
-		if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" || strings.Trim(u.Path, "/") != "" {
-			return nil, fmt.Errorf("open store: endpoint %q: want http://host:port or https://host", opt.Endpoint)
-		}
-		endpoint, secure = u.Host, u.Scheme == "https"
-	}
-	lookup := minio.BucketLookupAuto
-	if opt.PathStyle {
-		lookup = minio.BucketLookupPath
-	}
-	transport, err := minio.DefaultTransport(secure)
+	endpoint, secure, err := opt.host()
 	if err != nil {
 		return nil, fmt.Errorf("open store: %w", err)
 	}
-	transport.DisableCompression = true
-	client, err := minio.New(endpoint, &minio.Options{
-		Creds: credentials.NewChainCredentials([]credentials.Provider{
-			&credentials.EnvAWS{}, &credentials.FileAWSCredentials{}, &credentials.IAM{Client: &http.Client{Transport: transport}},
-		}),
-		Secure: secure, Region: opt.Region, BucketLookup: lookup, Transport: transport,
-		MaxRetries: 1, // store.Retry decides
-	})
+	transport, err := opt.newTransport(secure)
 	if err != nil {
-		return nil, fmt.Errorf("open store s3://%s: %w", opt.Bucket, err)
+		return nil, fmt.Errorf("open store: %w", err)
 	}
-	s := &Store{core: minio.Core{Client: client}, bucket: opt.Bucket}
+	s := &Store{opt: opt, now: time.Now, dated: &dated{RoundTripper: transport, now: time.Now}}
+	client := func(profile string) (minio.Core, error) {
+		made, err := minio.New(endpoint, &minio.Options{
+			Creds:  credentials.New(newChain(opt, profile)),
+			Secure: secure, Region: opt.Region, BucketLookup: opt.lookup(), Transport: s.dated,
+			MaxRetries: 1, // store.Retry decides
+		})
+		if err != nil {
+			return minio.Core{}, fmt.Errorf("open store s3://%s: %w", opt.Bucket, err)
+		}
+		return minio.Core{Client: made}, nil
+	}
+	if s.core, err = client(opt.Profile); err != nil {
+		return nil, err
+	}
+	s.remover = s.core
+	if opt.ExpiryProfile != "" {
+		if s.remover, err = client(opt.ExpiryProfile); err != nil {
+			return nil, err
+		}
+	}
+	if s.sse, err = opt.encryption(); err != nil {
+		return nil, fmt.Errorf("open store: %w", err)
+	}
 	if opt.Prefix != "" {
 		s.prefix = opt.Prefix + "/"
 	}
@@ -118,8 +96,10 @@ func translate(err error) error {
 		return store.ErrRange
 	case response.Code == minio.NoSuchBucket:
 		return fmt.Errorf("the bucket does not exist: %w: %w", err, store.ErrPermanent)
+	case response.Code == "RequestTimeTooSkewed": // https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html
+		return fmt.Errorf("the clock of this machine and the server's differ too much: %w: %w", err, store.ErrPermanent)
 	case response.StatusCode == http.StatusForbidden || response.StatusCode == http.StatusUnauthorized:
-		return fmt.Errorf("the server refuses these credentials (%s): %w: %w", response.Code, err, store.ErrPermanent)
+		return fmt.Errorf("the server refuses these credentials (%s): %w: %w: %w", response.Code, err, store.ErrDenied, store.ErrPermanent)
 	}
 	return err
 }
@@ -129,12 +109,21 @@ func (s *Store) Put(ctx context.Context, key string, content []byte, opt store.P
 	if err := store.CheckKey(key); err != nil {
 		return fmt.Errorf("key %q: %w", key, err)
 	}
-	options := minio.PutObjectOptions{ContentType: "application/octet-stream", DisableMultipart: true}
+	options := s.putOptions(s.use(key))
 	if opt.IfAbsent {
 		options.SetMatchETagExcept("*")
 	}
+	return s.put(ctx, key, content, options)
+}
+
+func (s *Store) put(ctx context.Context, key string, content []byte, options minio.PutObjectOptions) error {
 	sum := sha256.Sum256(content)
-	_, err := s.core.PutObject(ctx, s.bucket, s.prefix+key, bytes.NewReader(content), int64(len(content)), "", hex.EncodeToString(sum[:]), options)
+	md5Base64 := ""
+	if options.Mode != "" { // S3 takes a put with a retention only with this sum, or with one of its newer ones
+		old := md5.Sum(content)
+		md5Base64 = base64.StdEncoding.EncodeToString(old[:])
+	}
+	_, err := s.core.PutObject(ctx, s.opt.Bucket, s.prefix+key, bytes.NewReader(content), int64(len(content)), md5Base64, hex.EncodeToString(sum[:]), options)
 	return translate(err)
 }
 
@@ -155,7 +144,7 @@ func (s *Store) Get(ctx context.Context, key string, offset, length int64) (io.R
 	case offset > 0:
 		options.Set("Range", fmt.Sprintf("bytes=%d-", offset))
 	}
-	body, _, _, err := s.core.GetObject(ctx, s.bucket, s.prefix+key, options)
+	body, _, _, err := s.core.GetObject(ctx, s.opt.Bucket, s.prefix+key, options)
 	if err = translate(err); err != nil {
 		if errors.Is(err, store.ErrRange) && offset == 0 {
 			return io.NopCloser(bytes.NewReader(nil)), nil // a range from zero of an empty object
@@ -167,7 +156,7 @@ func (s *Store) Get(ctx context.Context, key string, offset, length int64) (io.R
 
 // getNothing answers a range of length zero, which HTTP cannot express.
 func (s *Store) getNothing(ctx context.Context, key string, offset int64) (io.ReadCloser, error) {
-	info, err := s.core.StatObject(ctx, s.bucket, s.prefix+key, minio.StatObjectOptions{})
+	info, err := s.core.StatObject(ctx, s.opt.Bucket, s.prefix+key, minio.StatObjectOptions{})
 	if err = translate(err); err != nil {
 		return nil, err
 	}
@@ -186,7 +175,7 @@ func (s *Store) List(ctx context.Context, prefix, after string) iter.Seq2[store.
 		if after != "" {
 			options.StartAfter = s.prefix + after
 		}
-		for object := range s.core.ListObjectsIter(ctx, s.bucket, options) {
+		for object := range s.core.ListObjectsIter(ctx, s.opt.Bucket, options) {
 			if object.Err != nil {
 				yield(store.Object{}, translate(object.Err))
 				return
@@ -210,9 +199,13 @@ func (s *Store) Delete(ctx context.Context, key string) error {
 	if err := store.CheckKey(key); err != nil {
 		return fmt.Errorf("key %q: %w", key, err)
 	}
-	err := translate(s.core.RemoveObject(ctx, s.bucket, s.prefix+key, minio.RemoveObjectOptions{}))
-	if errors.Is(err, store.ErrNotExist) {
+	err := s.remover.RemoveObject(ctx, s.opt.Bucket, s.prefix+key, minio.RemoveObjectOptions{})
+	switch translated := translate(err); {
+	case errors.Is(translated, store.ErrNotExist):
 		return nil
+	case isLocked(err):
+		return fmt.Errorf("%w: %w: %w", store.ErrLocked, err, store.ErrPermanent)
+	default:
+		return translated
 	}
-	return err
 }

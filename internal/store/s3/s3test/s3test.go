@@ -9,8 +9,13 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
+	"strings"
 	"testing"
 	"time"
+
+	"github.com/minio/minio-go/v7"
+	"github.com/minio/minio-go/v7/pkg/credentials"
 )
 
 // BinEnv names the variable that says where the server's binary is; `make test` sets it.
@@ -35,6 +40,70 @@ const (
 // Start runs the server until the test ends, makes a bucket, and puts the credentials into the environment.
 func Start(t testing.TB) *Server {
 	t.Helper()
+	return start(t, nil, nil)
+}
+
+// StartLocking runs a server whose bucket has versions and Object Lock, and which knows other users: see AddUser.
+func StartLocking(t testing.TB) *Server {
+	t.Helper()
+	s := start(t, []string{"--iam-dir", t.TempDir()}, []string{"--versioning-dir", t.TempDir()})
+	s.Bucket = "locking"
+	if err := s.Client().MakeBucket(t.Context(), s.Bucket, minio.MakeBucketOptions{ObjectLocking: true}); err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+// StartWithUsers runs a server with a plain bucket that knows other users: see AddUser.
+func StartWithUsers(t testing.TB) *Server {
+	t.Helper()
+	return start(t, []string{"--iam-dir", t.TempDir()}, nil)
+}
+
+// StartVirtual runs a server that expects the bucket's name before the host's: bucket.domain.
+func StartVirtual(t testing.TB, domain string) *Server {
+	t.Helper()
+	return start(t, []string{"--virtual-domain", domain}, nil)
+}
+
+// Client speaks to the server as its root user.
+func (s *Server) Client() *minio.Client {
+	s.t.Helper()
+	client, err := minio.New(strings.TrimPrefix(s.Endpoint, "http://"), &minio.Options{Creds: credentials.NewStaticV4(AccessKey, SecretKey, ""), Region: "us-east-1"})
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return client
+}
+
+// AddUser makes a user who may do to the bucket and its objects what the list of actions says, for example s3:GetObject. Each call
+// replaces the rights that the calls before have given.
+func (s *Server) AddUser(access, secret string, actions ...string) {
+	s.t.Helper()
+	out, err := exec.Command(s.args[0], "admin", "--access", AccessKey, "--secret", SecretKey, "--endpoint-url", s.Endpoint,
+		"create-user", "--access", access, "--secret", secret, "--role", "user").CombinedOutput()
+	if err != nil {
+		s.t.Fatalf("create-user: %v: %s", err, out)
+	}
+	var statements []string
+	for _, action := range actions {
+		resource := s.Bucket + "/*"
+		if strings.Contains(action, "Bucket") {
+			resource = s.Bucket
+		}
+		statements = append(statements, fmt.Sprintf(`{"Effect":"Allow","Principal":{"AWS":[%q]},"Action":%q,"Resource":"arn:aws:s3:::%s"}`, access, action, resource))
+	}
+	policy := `{"Version":"2012-10-17","Statement":[` + strings.Join(statements, ",") + `]}`
+	if err := s.Client().SetBucketPolicy(context.Background(), s.Bucket, policy); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+// Writer is what one needs to archive, and not to delete.
+var Writer = []string{"s3:ListBucket", "s3:GetObject", "s3:PutObject", "s3:PutObjectRetention", "s3:GetObjectRetention"}
+
+func start(t testing.TB, global, posix []string) *Server {
+	t.Helper()
 	bin := binary(t)
 	dir := t.TempDir()
 	bucket := "bucket"
@@ -50,7 +119,7 @@ func Start(t testing.TB) *Server {
 		t.Fatal(err)
 	}
 	s := &Server{Endpoint: "http://" + address, Bucket: bucket, Dir: dir, t: t,
-		args: []string{bin, "--port", address, "--access", AccessKey, "--secret", SecretKey, "posix", dir}}
+		args: slices.Concat([]string{bin, "--port", address, "--access", AccessKey, "--secret", SecretKey}, global, []string{"posix"}, posix, []string{dir})}
 	s.Restart()
 	t.Cleanup(s.Kill)
 	t.Setenv("AWS_ACCESS_KEY_ID", AccessKey)
@@ -113,4 +182,15 @@ func (s *Server) Restart() {
 // URL is the store's URL for a configuration.
 func (s *Server) URL(prefix string) string {
 	return fmt.Sprintf("s3://%s/%s?endpoint=%s&region=us-east-1&path_style=true", s.Bucket, prefix, s.Endpoint)
+}
+
+// CredentialsFile writes an AWS credentials file with one profile.
+func CredentialsFile(t testing.TB, profile, access, secret string) string {
+	t.Helper()
+	file := filepath.Join(t.TempDir(), "credentials")
+	content := fmt.Sprintf("[%s]\naws_access_key_id = %s\naws_secret_access_key = %s\n", profile, access, secret)
+	if err := os.WriteFile(file, []byte(content), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return file
 }
