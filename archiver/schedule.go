@@ -94,7 +94,8 @@ func (a *Archiver) dueReason(backups []repo.Backup, now time.Time) string {
 }
 
 // dueAt is when the schedule wants the backup behind the last one; zero: never. It follows from the last backup and the cluster alone, so that whoever
-// is restarted, or takes over, neither repeats a backup nor leaves one out. An instant and its delay end before the next instant.
+// is restarted, or takes over, neither repeats a backup nor leaves one out. A delay takes three quarters of the time to the next instant at most: whoever
+// comes late to its end has still begun before that instant, which would else count as served by this backup.
 func (a *Archiver) dueAt(last repo.Backup) time.Time {
 	instant := a.schedule.Next(last.StartTime.Local())
 	if instant.IsZero() {
@@ -102,7 +103,7 @@ func (a *Archiver) dueAt(last repo.Backup) time.Time {
 	}
 	room := a.opt.BackupJitter
 	if next := a.schedule.Next(instant); !next.IsZero() {
-		room = min(room, next.Sub(instant))
+		room = min(room, next.Sub(instant)*3/4)
 	}
 	if room <= 0 {
 		return instant
