@@ -24,6 +24,8 @@ type BackupOptions struct {
 	Full bool // refer to no other backup
 	BackupRules
 
+	auditOneIn int // see the constant; zero: that
+
 	only replication.Host // that the backup is taken from; zero: where DSN leads to
 }
 
@@ -35,6 +37,8 @@ type BackupRules struct {
 	RateRead         int64            // bytes per second from the server; zero: no limit
 	RateUpload       int64            // bytes per second to the store; zero: no limit
 	From             replication.Role // the zero role: the primary of several hosts, a single one whatever it is
+	Source           Source
+	Directory        string // the server's data directory, for SourceFiles
 }
 
 // IncrementalMode says whether the server is asked what has changed.
@@ -130,16 +134,8 @@ func takeBackup(ctx context.Context, opt BackupOptions) (repo.Backup, error) {
 	if reason != "" {
 		opt.Log.Info("what has changed is not compared with the WAL", "because", reason)
 	}
-	increments, reason, err := newIncrements(ctx, opt, b, before)
-	if err != nil {
-		return b, err
-	}
-	if reason != "" {
-		opt.Log.Info("the server is not asked what has changed, and sends everything", "because", reason)
-	}
-	files, err := stream(ctx, opt, &b, before, since, increments)
-	err = errors.Join(err, increments.close(ctx))
-	if increments != nil && errors.Is(err, replication.ErrNotIncremental) && ctx.Err() == nil {
+	files, err := copyCluster(ctx, opt, &b, before, since)
+	if errors.Is(err, replication.ErrNotIncremental) && opt.Incremental != IncrementalOff && ctx.Err() == nil {
 		opt.Log.Warn("the server is asked for everything", "because", err)
 		opt.Incremental = IncrementalOff
 		return takeBackup(ctx, opt) // under another id, if packs were put under this one
@@ -150,7 +146,7 @@ func takeBackup(ctx context.Context, opt BackupOptions) (repo.Backup, error) {
 	if b.StopTime, err = serverClock(ctx, opt); err != nil {
 		return b, err
 	}
-	if err := waitForWAL(ctx, opt, b); err != nil {
+	if err := waitForWAL(ctx, opt, b, b.Stop); err != nil {
 		return b, err
 	}
 	if err := since.check(ctx, opt, before.manifest, &b); err != nil {
@@ -174,6 +170,22 @@ func endRunning(ctx context.Context, opt BackupOptions, id string) {
 	}
 }
 
+// copyCluster stores the files of the cluster, whoever reads them, but not the manifest.
+func copyCluster(ctx context.Context, opt BackupOptions, b *repo.Backup, before previous, since *comparison) ([]*repo.File, error) {
+	if opt.Source == SourceFiles {
+		return readFiles(ctx, opt, b, before, since)
+	}
+	increments, reason, err := newIncrements(ctx, opt, *b, before)
+	if err != nil {
+		return nil, err
+	}
+	if reason != "" {
+		opt.Log.Info("the server is not asked what has changed, and sends everything", "because", reason)
+	}
+	files, err := stream(ctx, opt, b, before, since, increments)
+	return files, errors.Join(err, increments.close(ctx))
+}
+
 // stream has the server send a base backup, and stores it but for the manifest.
 func stream(ctx context.Context, opt BackupOptions, b *repo.Backup, before previous, since *comparison, increments *increments) ([]*repo.File, error) {
 	conn, err := opt.connect(ctx, "", true)
@@ -193,7 +205,8 @@ func stream(ctx context.Context, opt BackupOptions, b *repo.Backup, before previ
 	if err := archivedFrom(ctx, opt, b); err != nil {
 		return nil, errors.Join(err, base.Close())
 	}
-	files, err := copyFiles(ctx, opt, base, b, before, since, increments)
+	archives := &archiveFiles{opt: opt, base: base, increments: increments, rate: &rate{limit: opt.RateRead}}
+	files, err := copyFiles(ctx, opt, archives, b, before, since)
 	if err = errors.Join(err, base.Close()); err != nil {
 		return nil, err
 	}
@@ -227,9 +240,17 @@ func publish(ctx context.Context, opt BackupOptions, b *repo.Backup, files []*re
 	return nil
 }
 
-// copyFiles reads the archives and returns the files of the manifest.
-func copyFiles(ctx context.Context, opt BackupOptions, base *replication.BaseBackup, b *repo.Backup, before previous, since *comparison, increments *increments) ([]*repo.File, error) {
-	pages := &pageChecks{}
+// clusterFiles is where the files of a cluster come from.
+type clusterFiles interface {
+	// read hands all of them to a pipeline, and says in the backup what goes with them.
+	read(p *pipeline, b *repo.Backup) error
+	// again reads a page once more; less than a page: it is gone.
+	again(ctx context.Context, f pageFailure) ([]byte, error)
+}
+
+// copyFiles stores what a source has, and returns the files of the manifest.
+func copyFiles(ctx context.Context, opt BackupOptions, source clusterFiles, b *repo.Backup, before previous, since *comparison) ([]*repo.File, error) {
+	pages := &pageChecks{again: source.again}
 	if checksPages(b.Settings) {
 		pages.start = b.Start
 	}
@@ -237,17 +258,7 @@ func copyFiles(ctx context.Context, opt BackupOptions, base *replication.BaseBac
 	if before.backup != nil {
 		b.Previous, p.progress.Expected = before.backup.ID, before.backup.Bytes
 	}
-	if increments != nil {
-		increments.filler.start(p)
-	}
-	archives := archiveFiles{p, increments, &rate{limit: opt.RateRead}}
-	err := archives.read(base, b)
-	if err != nil {
-		p.cancel(err)
-	}
-	if increments != nil {
-		increments.filler.finish()
-	}
+	err := source.read(p, b)
 	if err := p.finish(err); err != nil {
 		return nil, err
 	}
@@ -264,8 +275,8 @@ func copyFiles(ctx context.Context, opt BackupOptions, base *replication.BaseBac
 // walPoll is how often the repository is asked whether a backup's WAL has arrived.
 const walPoll = 500 * time.Millisecond
 
-// waitForWAL waits until the repository holds the WAL that makes the backup consistent: without it the backup could not be restored.
-func waitForWAL(ctx context.Context, opt BackupOptions, b repo.Backup) error {
+// waitForWAL waits until the repository holds the WAL of a backup up to a position. Without that up to its stop, where the copy is consistent, it could not be restored.
+func waitForWAL(ctx context.Context, opt BackupOptions, b repo.Backup, upTo pg.LSN) error {
 	limit, cancel := context.WithTimeout(ctx, opt.WALWait)
 	defer cancel()
 	ticker := time.NewTicker(walPoll)
@@ -278,13 +289,13 @@ func waitForWAL(ctx context.Context, opt BackupOptions, b repo.Backup) error {
 		case err != nil && limit.Err() == nil:
 			return err
 		case err == nil:
-			if frontier = p.Frontier(b.SegmentSize.Start(b.Start)); frontier >= b.Stop {
+			if frontier = p.Frontier(b.SegmentSize.Start(b.Start)); frontier >= upTo {
 				return nil
 			}
 		}
 		select {
 		case <-limit.Done():
-			return fmt.Errorf("%w within %s: it is there up to %s, and needed up to %s; is `pitr archiver` running against the same store?", ErrNoWAL, opt.WALWait, frontier, b.Stop)
+			return fmt.Errorf("%w within %s: it is there up to %s, and needed up to %s; is `pitr archiver` running against the same store?", ErrNoWAL, opt.WALWait, frontier, upTo)
 		case <-ticker.C:
 		}
 	}

@@ -3,6 +3,7 @@ package archiver
 import (
 	"archive/tar"
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -16,16 +17,36 @@ import (
 
 // archiveFiles is a base backup on its way into a pipeline.
 type archiveFiles struct {
+	opt        BackupOptions
+	base       *replication.BaseBackup
 	p          *pipeline
 	increments *increments // nil: whole files are sent
 	rate       *rate
 }
 
-func (a *archiveFiles) read(base *replication.BaseBackup, b *repo.Backup) error {
+func (a *archiveFiles) read(p *pipeline, b *repo.Backup) error {
+	a.p = p
+	if a.increments == nil {
+		return a.readArchives(b)
+	}
+	a.increments.filler.start(p)
+	err := a.readArchives(b)
+	if err != nil {
+		p.cancel(err)
+	}
+	a.increments.filler.finish()
+	return err
+}
+
+func (a *archiveFiles) again(ctx context.Context, f pageFailure) ([]byte, error) {
+	return a.opt.askAgain(ctx, f)
+}
+
+func (a *archiveFiles) readArchives(b *repo.Backup) error {
 	for {
-		archive, content, err := base.Next()
+		archive, content, err := a.base.Next()
 		if err != nil {
-			if errors.Is(err, io.EOF) && base.Stop != 0 {
+			if errors.Is(err, io.EOF) && a.base.Stop != 0 {
 				return nil
 			}
 			return err

@@ -3,6 +3,7 @@ package archiver
 import (
 	"context"
 	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -23,6 +24,7 @@ import (
 type manifestOfServer struct {
 	Files []struct {
 		Path      string
+		Encoded   string `json:"Encoded-Path"`
 		Size      int64
 		Algorithm string `json:"Checksum-Algorithm"`
 		Checksum  string
@@ -86,6 +88,13 @@ func (b *bench) countedAsSent(r *repo.Repo, id string) (*repo.Manifest, manifest
 		t.Fatal(err)
 	}
 	for _, want := range server.Files {
+		if want.Encoded != "" {
+			name, err := hex.DecodeString(want.Encoded)
+			if err != nil {
+				t.Fatal(err)
+			}
+			want.Path = string(name)
+		}
 		h, there := hashes[want.Path]
 		if !there {
 			t.Errorf("%s is in the server's manifest and not in ours", want.Path)
@@ -163,6 +172,12 @@ func (b *bench) noBackup() {
 }
 
 func TestBackupSaysWhichPagesAreWrongAndDoesNotExistIfItShallNot(t *testing.T) {
+	for _, source := range []Source{SourceServer, SourceFiles} {
+		t.Run(string(source), func(t *testing.T) { saysWhichPagesAreWrong(t, source) })
+	}
+}
+
+func saysWhichPagesAreWrong(t *testing.T, source Source) {
 	b := newBench(t, 16)
 	b.query("create table t as select i, repeat('x', 500) from generate_series(1, 1000) i; create table zeros (i int); checkpoint")
 	relation := b.query("select pg_relation_filepath('t')")
@@ -179,8 +194,8 @@ func TestBackupSaysWhichPagesAreWrongAndDoesNotExistIfItShallNot(t *testing.T) {
 	}
 	a := b.run(b.options())
 	a.archived(b.written())
-	opt := b.backupOptions()
-	opt.ChecksumFailures = ChecksumsStop
+	opt := b.fileOptions()
+	opt.Source, opt.ChecksumFailures = source, ChecksumsStop
 	if _, err = TakeBackup(t.Context(), opt); !errors.Is(err, ErrChecksum) {
 		t.Errorf("a page is wrong; the backup ended with %v", err)
 	}

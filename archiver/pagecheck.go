@@ -8,7 +8,6 @@ import (
 	"strings"
 	"sync"
 
-	"pitr/archiver/replication"
 	"pitr/internal/pg"
 	"pitr/internal/repo"
 )
@@ -16,7 +15,8 @@ import (
 // pageChecks verifies the checksums of pages on their way, as verify_page_checksum of src/backend/backup/basebackup.c does for a server that
 // is asked to. It is asked not to: here it is known which pages they were, and what else to do with the backup.
 type pageChecks struct {
-	start pg.LSN // of the backup: pages that were written behind it may be torn, and WAL repairs them; zero: nothing is verified
+	start pg.LSN                                                   // of the backup: pages that were written behind it may be torn, and WAL repairs them; zero: nothing is verified
+	again func(ctx context.Context, f pageFailure) ([]byte, error) // reads a page once more; less than a page: it is gone
 
 	mu       sync.Mutex // guards what follows
 	failures []pageFailure
@@ -80,19 +80,12 @@ func (c *pageChecks) note(f pageFailure) {
 }
 
 // confirm asks for each wrong page once more, since one that was being written when it was read may have come half old and half new, and returns how
-// many stay wrong. A user who may not read files of the server (pg_read_binary_file) gets no second answer.
+// many stay wrong. What cannot be read again stays so.
 func (c *pageChecks) confirm(ctx context.Context, opt BackupOptions) (count int, err error) {
-	if len(c.failures) == 0 {
-		return 0, nil
-	}
-	conn, err := opt.connect(ctx, "", false)
-	if err != nil {
-		return 0, err
-	}
-	defer func() { err = errors.Join(err, conn.Close(ctx)) }()
 	for _, f := range c.failures {
-		if c.mended(ctx, conn, f) {
-			continue
+		page, err := c.again(ctx, f)
+		if err == nil && (len(page) < pg.PageSize || !c.wrong(page, f.block)) {
+			continue // mended, or gone: the WAL says so
 		}
 		if count++; count <= failuresLogged {
 			opt.Log.Error("the checksum of a page is wrong", "file", f.path, "page", f.page, "block", f.block)
@@ -101,17 +94,21 @@ func (c *pageChecks) confirm(ctx context.Context, opt BackupOptions) (count int,
 	return count + c.more, ctx.Err()
 }
 
-// mended reads a page again.
-func (c *pageChecks) mended(ctx context.Context, conn *replication.Conn, f pageFailure) bool {
+// askAgain reads a page through the server. A user who may not read files of the server (pg_read_binary_file) gets no answer.
+func (opt BackupOptions) askAgain(ctx context.Context, f pageFailure) (page []byte, err error) {
+	conn, err := opt.connect(ctx, "", false)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, conn.Close(ctx)) }()
 	name := strings.ReplaceAll(f.path, "'", "''")
 	rows, err := conn.Query(ctx, fmt.Sprintf("SELECT pg_catalog.encode(pg_catalog.pg_read_binary_file('%s', %d, %d, true), 'hex')",
 		name, int64(f.page)*pg.PageSize, pg.PageSize))
-	if err != nil || len(rows) != 1 {
-		return false
+	if err != nil {
+		return nil, err
 	}
-	page, err := hex.DecodeString(rows[0][0])
-	if err != nil || len(page) < pg.PageSize {
-		return err == nil // the file is gone, or cut off: the WAL says so
+	if len(rows) != 1 {
+		return nil, errors.New("the server does not tell its page")
 	}
-	return !c.wrong(page, f.block)
+	return hex.DecodeString(rows[0][0])
 }

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"unicode/utf8"
 
 	"pitr/internal/repo"
 )
@@ -129,6 +130,50 @@ func fileLine(name string, listed manifestFile, size int64, sum uint32) (string,
 	}
 	return fmt.Sprintf(`{ "Path": "%s", "Size": %d, "Last-Modified": "%s", "Checksum-Algorithm": "CRC32C", "Checksum": "%s" }`,
 		name, size, listed.LastModified, checksumText(sum)), nil
+}
+
+// writeServerManifest makes the manifest that the server would have sent with these files: version 2, with the system identifier, since PostgreSQL 17
+// (InitializeBackupManifest and AddWALInfoToBackupManifest of src/backend/backup/backup_manifest.c).
+func writeServerManifest(files []*repo.File, b *repo.Backup) ([]byte, error) {
+	var out bytes.Buffer
+	if b.Major >= 17 {
+		fmt.Fprintf(&out, "{ \"PostgreSQL-Backup-Manifest-Version\": 2,\n\"System-Identifier\": %d,\n\"Files\": [", b.SystemID)
+	} else {
+		out.WriteString("{ \"PostgreSQL-Backup-Manifest-Version\": 1,\n\"Files\": [")
+	}
+	before := ""
+	for _, f := range files {
+		if f.Type != repo.TypeFile {
+			continue
+		}
+		sum := crcOf(f)
+		if !sum.Known {
+			return nil, fmt.Errorf("the checksum of %s is not known", f.Path)
+		}
+		name, err := manifestName(f.Path)
+		if err != nil {
+			return nil, err
+		}
+		fmt.Fprintf(&out, "%s\n{ %s, \"Size\": %d, \"Last-Modified\": \"%s\", \"Checksum-Algorithm\": \"CRC32C\", \"Checksum\": \"%s\" }", before, name, f.Size,
+			f.ModTime.UTC().Format("2006-01-02 15:04:05 GMT"), checksumText(sum.Sum))
+		before = ","
+	}
+	fmt.Fprintf(&out, "\n],\n\"WAL-Ranges\": [\n{ \"Timeline\": %d, \"Start-LSN\": \"%s\", \"End-LSN\": \"%s\" }\n],\n", b.Timeline, b.Start, b.Stop)
+	sum := sha256.Sum256(out.Bytes())
+	fmt.Fprintf(&out, "%s%x\"}\n", manifestChecksum, sum)
+	return out.Bytes(), nil
+}
+
+// manifestName is a file's name as a field: in hexadecimal digits where it is no UTF-8.
+func manifestName(name string) (string, error) {
+	if !utf8.ValidString(name) {
+		return fmt.Sprintf(`"Encoded-Path": "%x"`, name), nil
+	}
+	var text strings.Builder
+	encoder := json.NewEncoder(&text)
+	encoder.SetEscapeHTML(false)
+	err := encoder.Encode(name)
+	return `"Path": ` + strings.TrimSpace(text.String()), err
 }
 
 // sentFile is a file that was not stored as the server has sent it.

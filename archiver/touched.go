@@ -60,6 +60,7 @@ func readTouched(ctx context.Context, r *repo.Repo, p *repo.Path, system pg.Syst
 			}
 		}
 	}
+	t.sort()
 	return t, nil
 }
 
@@ -91,16 +92,28 @@ func changedBytes(ctx context.Context, r *repo.Repo, since repo.Backup) (int64, 
 	return t.size(), nil
 }
 
-// size is that of all extents that are named, each counted once.
-func (t *touched) size() (bytes int64) {
+// sort brings the ranges of each fork in order, and joins those that meet.
+func (t *touched) sort() {
 	for _, f := range t.forks {
 		slices.SortFunc(f.ranges, func(a, b repo.ExtentRange) int { return cmp.Compare(a.First, b.First) })
-		next := int64(0)
+		joined := f.ranges[:0]
 		for _, r := range f.ranges {
-			if last := int64(r.Last) + 1; last > next {
-				bytes += (last - max(next, int64(r.First))) * repo.ExtentSize
-				next = last
+			if n := len(joined); n > 0 && int64(r.First) <= int64(joined[n-1].Last)+1 {
+				joined[n-1].Last = max(joined[n-1].Last, r.Last)
+				continue
 			}
+			joined = append(joined, r)
+		}
+		f.ranges = joined
+	}
+}
+
+// size is that of all extents that are named, each counted once.
+func (t *touched) size() (bytes int64) {
+	t.sort()
+	for _, f := range t.forks {
+		for _, r := range f.ranges {
+			bytes += (int64(r.Last) - int64(r.First) + 1) * repo.ExtentSize
 		}
 	}
 	return bytes
@@ -147,21 +160,36 @@ func (t *touched) add(index repo.Index) error {
 
 // names reports whether the WAL has changed an extent of a fork, by the block with which the extent begins.
 func (t *touched) names(relation wal.Relation, fork wal.Fork, block uint32) bool {
-	if t.all {
-		return true
-	}
+	return t.of(relation, fork).names(block)
+}
+
+// of is what is named of a fork; nil: nothing.
+func (t *touched) of(relation wal.Relation, fork wal.Fork) *touchedFork {
 	database := wal.Relation{Tablespace: relation.Tablespace, Database: relation.Database}
-	if t.forks[touchedKey{database.String(), ""}] != nil {
-		return true // its directory was made
+	if t.all || t.forks[touchedKey{database.String(), ""}] != nil { // the database's directory was made
+		return &touchedFork{}
 	}
 	key := touchedKey{relation: relation.String()}
 	if fork != wal.ForkMain {
 		key.fork = fork.String()
 	}
-	f := t.forks[key]
+	return t.forks[key]
+}
+
+// names reports whether an extent is named, by the block with which it begins. The ranges must be in order.
+func (f *touchedFork) names(block uint32) bool {
 	if f == nil {
 		return false
 	}
 	extent := block / blocksPerExtent
-	return f.cut < block+blocksPerExtent || slices.ContainsFunc(f.ranges, func(r repo.ExtentRange) bool { return r.First <= extent && extent <= r.Last })
+	_, found := slices.BinarySearchFunc(f.ranges, extent, func(r repo.ExtentRange, extent uint32) int {
+		switch {
+		case r.Last < extent:
+			return -1
+		case r.First > extent:
+			return 1
+		}
+		return 0
+	})
+	return found || f.cut < block+blocksPerExtent
 }

@@ -146,6 +146,7 @@ type Backup struct {
 	Incremental      string `yaml:"incremental"`
 	ChecksumFailures string `yaml:"checksum_failures"`
 	From             string `yaml:"from"`
+	Source           string `yaml:"source"`
 
 	Jitter     Duration `yaml:"jitter"`
 	RateRead   ByteSize `yaml:"rate_read"`

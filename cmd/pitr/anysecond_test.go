@@ -74,7 +74,7 @@ func (s *seconds) work(ctx context.Context, steps int) {
 	for i := range steps {
 		switch {
 		case i == steps/10, i == steps/2, i == steps*3/4:
-			s.mustPitr(ctx, "backup")
+			s.takeBackup(ctx)
 		case i == steps/3:
 			s.rest(ctx, clockSetBack.Add(-time.Minute).Sub(s.now(ctx))) // to the hour that is there twice
 		case i == steps*2/3:
@@ -93,6 +93,29 @@ func (s *seconds) work(ctx context.Context, steps int) {
 		s.t.Fatal(err)
 	}
 	slices.SortFunc(s.backups, func(a, b backupJSON) int { return a.StopTime.Compare(b.StopTime) })
+}
+
+// takeBackup has either the server or pitr read the files.
+func (s *seconds) takeBackup(ctx context.Context) {
+	s.t.Helper()
+	config, err := os.ReadFile(s.config)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	source := []string{"server", "files"}[s.rng.IntN(2)]
+	text := strings.NewReplacer(`backup: {schedule: ""}`, `backup: {schedule: "", source: `+source+"}",
+		"postgres: {", "postgres: {data_directory: "+s.node.options.Dir+", ").Replace(string(config))
+	if text == string(config) {
+		s.t.Fatal("the configuration is another than it was")
+	}
+	if err := os.WriteFile(s.config, []byte(text), 0o644); err != nil {
+		s.t.Fatal(err)
+	}
+	s.mustPitr(ctx, "backup")
+	if err := os.WriteFile(s.config, config, 0o644); err != nil {
+		s.t.Fatal(err)
+	}
+	s.t.Logf("a backup from source %s", source)
 }
 
 // choose draws an instant; each kind comes by turns.

@@ -43,10 +43,14 @@ func runArchiver(ctx context.Context, app *app) error {
 	if err != nil {
 		return err
 	}
+	rules, err := backupRules(cfg)
+	if err != nil {
+		return err
+	}
 	a, err := archiver.New(archiver.Options{
 		DSN: cfg.Postgres.DSN.Reveal(), Slot: cfg.Archive.Slot, StreamFrom: streamFrom(cfg), FlushInterval: cfg.Archive.FlushInterval.D(),
 		PartSizeMax: int(cfg.Archive.PartSizeMax), BufferMax: int(cfg.Archive.BufferMax), PutsInFlight: cfg.Archive.PutsInFlight, ShutdownGrace: cfg.Archive.ShutdownGrace.D(), Lease: cfg.Archive.Lease.D(),
-		BackupSchedule: cfg.Backup.Schedule, BackupJitter: cfg.Backup.Jitter.D(), BackupBufferMax: int64(cfg.Backup.BufferMax), BackupWALWait: cfg.Backup.WALWait.D(), BackupRules: backupRules(cfg),
+		BackupSchedule: cfg.Backup.Schedule, BackupJitter: cfg.Backup.Jitter.D(), BackupBufferMax: int64(cfg.Backup.BufferMax), BackupWALWait: cfg.Backup.WALWait.D(), BackupRules: rules,
 		Retention: retention(cfg), SweepGrace: cfg.Archive.SweepGrace.D(), Repo: r, Log: log,
 		CatalogInterval: cfg.Archive.CatalogInterval.D(), CatalogRelationsMax: cfg.Archive.CatalogRelationsMax,
 	})

@@ -29,10 +29,14 @@ func backupCommand(app *app) *cobra.Command {
 			if err != nil {
 				return err
 			}
+			rules, err := backupRules(cfg)
+			if err != nil {
+				return err
+			}
 			progress, began := newProgress(os.Stderr), time.Now()
 			b, err := archiver.TakeBackup(cmd.Context(), archiver.BackupOptions{
 				DSN: cfg.Postgres.DSN.Reveal(), Repo: r, BufferMax: int64(cfg.Backup.BufferMax), WALWait: cfg.Backup.WALWait.D(), Log: log,
-				Full: full, BackupRules: backupRules(cfg),
+				Full: full, BackupRules: rules,
 				Progress: func(p archiver.BackupProgress) { progress.show(progressText(p, time.Since(began))) },
 			})
 			progress.done()
@@ -76,9 +80,17 @@ func backupsCommand(app *app) *cobra.Command {
 }
 
 // backupRules are the settings of every backup.
-func backupRules(cfg *config.Config) archiver.BackupRules {
-	return archiver.BackupRules{Incremental: archiver.IncrementalMode(cfg.Backup.Incremental), ChecksumFailures: archiver.ChecksumPolicy(cfg.Backup.ChecksumFailures),
-		From: replication.Role(cfg.Backup.From), RateRead: int64(cfg.Backup.RateRead), RateUpload: int64(cfg.Backup.RateUpload), RepackBelow: cfg.Backup.RepackBelow}
+func backupRules(cfg *config.Config) (archiver.BackupRules, error) {
+	rules := archiver.BackupRules{Incremental: archiver.IncrementalMode(cfg.Backup.Incremental), ChecksumFailures: archiver.ChecksumPolicy(cfg.Backup.ChecksumFailures),
+		From: replication.Role(cfg.Backup.From), Source: archiver.Source(cfg.Backup.Source), Directory: cfg.Postgres.DataDirectory,
+		RateRead: int64(cfg.Backup.RateRead), RateUpload: int64(cfg.Backup.RateUpload), RepackBelow: cfg.Backup.RepackBelow}
+	if rules.Directory == "" {
+		rules.Directory = os.Getenv("PGDATA")
+	}
+	if rules.Source == archiver.SourceFiles && rules.Directory == "" {
+		return rules, &usageError{errors.New("backup.source is files: give postgres.data_directory, or $PGDATA")}
+	}
+	return rules, nil
 }
 
 // progressText is one line of progress. The backup before says about how much there is to come.

@@ -16,6 +16,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/klauspost/compress/zstd"
 
@@ -77,7 +78,8 @@ type Tablespace struct {
 
 // File is one line of a manifest: a file or a directory below the data directory.
 type File struct {
-	Path    string    `json:"path"` // slashes, relative to the data directory; a tablespace's files are below pg_tblspc/<oid>/
+	Path    string    `json:"path,omitempty"`         // slashes, relative to the data directory; a tablespace's files are below pg_tblspc/<oid>/
+	Encoded string    `json:"encoded_path,omitempty"` // in a manifest, instead of Path: one that is no UTF-8, in hexadecimal digits
 	Type    FileType  `json:"type,omitempty"`
 	Mode    uint32    `json:"mode,omitempty"` // permission bits
 	Size    int64     `json:"size,omitempty"`
@@ -161,6 +163,9 @@ func (r *Repo) NewManifest() *ManifestWriter { return &ManifestWriter{repo: r} }
 
 // Add appends a line.
 func (w *ManifestWriter) Add(f File) error {
+	if !utf8.ValidString(f.Path) {
+		f.Path, f.Encoded = "", hex.EncodeToString([]byte(f.Path))
+	}
 	line, err := json.Marshal(f)
 	if err != nil {
 		return fmt.Errorf("manifest line of %s: %w", f.Path, err)
@@ -240,7 +245,7 @@ func (r *Repo) ReadManifest(ctx context.Context, id string) (*Manifest, error) {
 	}
 	m.Entries = make([]File, m.Files)
 	for i := range m.Entries {
-		if err := decodeLine(lines, &m.Entries[i]); err != nil {
+		if err := m.Entries[i].decode(lines); err != nil {
 			return nil, fmt.Errorf("manifest of %s, line %d: %w: %w", id, i+2, ErrDamaged, err)
 		}
 	}
@@ -250,6 +255,19 @@ func (r *Repo) ReadManifest(ctx context.Context, id string) (*Manifest, error) {
 	}
 	m.Origin = end.Origin
 	return m, m.check()
+}
+
+// decode reads a line of a manifest.
+func (f *File) decode(lines *bufio.Reader) error {
+	if err := decodeLine(lines, f); err != nil || f.Encoded == "" {
+		return err
+	}
+	name, err := hex.DecodeString(f.Encoded)
+	if err != nil || f.Path != "" {
+		return fmt.Errorf("%q is no name", f.Encoded)
+	}
+	f.Path, f.Encoded = string(name), ""
+	return nil
 }
 
 func decodeLine(lines *bufio.Reader, into any) error {

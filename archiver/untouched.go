@@ -1,0 +1,97 @@
+package archiver
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"math/rand/v2"
+
+	"pitr/internal/repo"
+	"pitr/internal/wal"
+)
+
+// untouched says which extents need not be read, since no WAL since the backup before names them. It is what PostgreSQL's own incremental backups rely
+// on (GetFileBackupMethod of src/backend/backup/basebackup_incremental.c), with our own index: only main forks, since free space maps are not in the WAL
+// and records that clear bits of visibility maps do not name these.
+type untouched struct {
+	before  map[string]*repo.File
+	touched *touched
+	audit   int // of so many extents that need not be read one is read all the same; zero: none
+}
+
+// auditOneIn is how many extents that need not be read are passed over for one that is read all the same and held against the WAL: so each backup looks for
+// changes that the index does not know, and for a disk that forgets.
+const auditOneIn = 32
+
+// newUntouched waits for the WAL up to the backup's start and reads what it has changed. Without it everything is read; reason says why, unless nobody expects
+// anything else.
+func newUntouched(ctx context.Context, opt BackupOptions, b repo.Backup, before previous, since *comparison) (u *untouched, reason string, err error) {
+	switch {
+	case opt.Incremental == IncrementalOff || before.backup == nil:
+		return nil, "", nil
+	case before.manifest == nil:
+		return nil, "the backup before cannot be opened here", nil
+	case !before.whole:
+		return nil, "not all packs of the backup before can be used", nil
+	case before.manifest.ChecksumFailures > 0:
+		return nil, "the backup before has pages whose checksum is wrong", nil
+	case b.FromStandby || before.manifest.FromStandby:
+		return nil, "one of two backups is from a standby", nil
+	case b.Timeline != before.manifest.Timeline:
+		return nil, "the timeline has changed", nil
+	case !knownLayout(b.Settings):
+		return nil, "the server's pages or files are of another size", nil
+	}
+	if err := waitForWAL(ctx, opt, b, b.Start); err != nil {
+		return nil, "", err
+	}
+	p, err := opt.Repo.Path(ctx, b.Timeline, b.SegmentSize, before.manifest.Start)
+	if err != nil {
+		return nil, "", err
+	}
+	if end := p.Frontier(b.SegmentSize.Start(before.manifest.Start)); end < b.Start {
+		return nil, fmt.Sprintf("WAL since the backup before is missing in the archive from %s on", end), nil
+	}
+	u = &untouched{before: map[string]*repo.File{}}
+	if since.before != nil {
+		u.audit = cmp.Or(opt.auditOneIn, auditOneIn)
+	}
+	if u.touched, err = readTouched(ctx, opt.Repo, p, b.SystemID, before.manifest.Start, b.Start); err != nil {
+		return nil, "", err
+	}
+	for i := range before.manifest.Entries {
+		f := &before.manifest.Entries[i]
+		u.before[f.Path] = f
+	}
+	return u, "", nil
+}
+
+// untouchedFile is what holds for one file; nil: all of it is read.
+type untouchedFile struct {
+	now, before *repo.File
+	file        relationFile
+	touched     *touchedFork
+	audit       int
+}
+
+// of says which extents of a file need not be read.
+func (u *untouched) of(f *repo.File) *untouchedFile {
+	if u == nil {
+		return nil
+	}
+	before := u.before[f.Path]
+	file, ok := parseRelationFile(f.Path)
+	if before == nil || !ok || file.fork != wal.ForkMain {
+		return nil
+	}
+	return &untouchedFile{f, before, file, u.touched.of(file.relation, file.fork), u.audit}
+}
+
+// extent returns an extent as it was, if it still is. One that has grown or shrunk is not: files are made longer without WAL.
+func (u *untouchedFile) extent(number int) (old repo.Extent, ok bool) {
+	if u == nil || number >= len(u.before.Extents) || extentLength(u.before, number) != extentLength(u.now, number) {
+		return old, false
+	}
+	old = u.before.Extents[number]
+	return old, old.CRC.Known && !u.touched.names(u.file.block(number)) && (u.audit == 0 || rand.IntN(u.audit) != 0)
+}
