@@ -40,6 +40,7 @@ func backupCommand() *cobra.Command {
 	flags := cmd.Flags()
 	opt.resultFlags(flags)
 	flags.IntVar(&opt.scale, "scale", 200, "scale of pgbench's tables")
+	flags.StringVar(&opt.source, "source", "files", "backup.source of pitr: files reads the data directory, as pgBackRest does here; server has Postgres send it")
 	flags.IntVar(&opt.megabytes, "megabytes", 2048, "WAL that a restore replays")
 	return cmd
 }
@@ -77,6 +78,9 @@ type backupRace struct {
 }
 
 func runBackups(ctx context.Context, opt backupOptions, out, progress io.Writer) error {
+	if opt.source != "files" && opt.source != "server" {
+		return fmt.Errorf("--source is files or server, not %q", opt.source)
+	}
 	if opt.rounds < 1 || opt.megabytes < 32 || opt.scale < 1 {
 		return errors.New("--rounds and --scale begin at 1, --megabytes at 32")
 	}
@@ -187,9 +191,9 @@ func (r *backupRace) setUp(ctx context.Context) error {
 			return err
 		}
 	}
-	text := fmt.Sprintf("cluster: run\npostgres: {dsn: \"postgres://%s:%s@%s:%d/%s?sslmode=disable\"}\nhttp: {archiver: \"\"}\n"+
-		"backup: {schedule: \"\"}\nverify: {inventory_interval: 0, checksum_days: 0, restore_interval: 0}\narchive: {store: \"file://%s\"}\n",
-		benchUser, benchPassword, r.server.host, r.server.port, benchDatabase, filepath.Join(r.dir, "pitr-repo"))
+	text := fmt.Sprintf("cluster: run\npostgres: {dsn: \"postgres://%s:%s@%s:%d/%s?sslmode=disable\", data_directory: %s}\nhttp: {archiver: \"\"}\n"+
+		"backup: {schedule: \"\", source: %s}\nverify: {inventory_interval: 0, checksum_days: 0, restore_interval: 0}\narchive: {store: \"file://%s\"}\n",
+		benchUser, benchPassword, r.server.host, r.server.port, benchDatabase, filepath.Join(r.dir, "data"), r.opt.source, filepath.Join(r.dir, "pitr-repo"))
 	if err := r.write("backup.yaml", text); err != nil {
 		return err
 	}

@@ -29,6 +29,7 @@ type circumstances struct {
 	Seconds  int               `json:"seconds"`
 	Warmup   int               `json:"warmup"`
 	Scale    int               `json:"scale"`
+	Source   string            `json:"backup_source,omitempty"` // of pitr
 	PoolSize int               `json:"pool_size"`
 	CopyGB   float64           `json:"copy_gb"`
 	Idle     int               `json:"idle_clients"`

@@ -25,7 +25,8 @@ type rigOptions struct {
 	pitr    string
 	durable bool
 	sockets bool
-	scale   int // of pgbench's tables; zero: archiveScale
+	scale   int    // of pgbench's tables; zero: archiveScale
+	source  string // backup.source of pitr, where there are backups
 
 	settings []string // of Postgres, besides those of every comparison
 }
@@ -82,6 +83,7 @@ func (r *rig) record(opt rigOptions, measure func() error, print func() error) (
 	r.results.circumstances = observe(r.root)
 	c := &r.results.circumstances
 	c.Rounds, c.Seconds, c.Scale = opt.rounds, opt.seconds, max(opt.scale, archiveScale)
+	c.Source = opt.source
 	if opt.results == "" {
 		opt.results = filepath.Join(r.root, "bench", "results")
 	}
