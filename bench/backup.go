@@ -75,6 +75,7 @@ type backupRace struct {
 	archiver   *process
 	target     string   // time that is restored to
 	segments   []string // that a restore needs
+	command    string   // restore_command of what pitr has restored
 }
 
 func runBackups(ctx context.Context, opt backupOptions, out, progress io.Writer) error {

@@ -67,6 +67,9 @@ func (r *backupRace) restore(ctx context.Context, contestant string) (map[metric
 	if contestant == withPitr {
 		used, err = r.measured(ctx, launch{name: "pitr restore", env: []string{"PITR_PG_BIN=" + r.bin}, args: []string{r.program, "restore", "-c", filepath.Join(r.dir, "backup.yaml"),
 			"--to", r.target, "--into", dir, "--start", "--port", strconv.Itoa(port)}})
+		if err == nil {
+			r.command, err = restoreCommand(dir)
+		}
 	} else {
 		used, err = r.measured(ctx, launch{name: "pgbackrest restore", args: append(slices.Clone(r.pgbackrest), "restore", "--type=time", "--target="+r.target, "--target-action=promote", "--pg1-path="+dir)})
 		if err == nil {
@@ -106,12 +109,36 @@ func (r *backupRace) fetch(ctx context.Context, contestant string) (map[metric]f
 	if err != nil {
 		return nil, err
 	}
-	program := append(slices.Clone(r.pgbackrest), "--pg1-path="+dir, "archive-get")
+	command := strings.Join(r.pgbackrest, " ") + " --pg1-path=" + dir + " archive-get %f %p"
 	if contestant == withPitr {
-		program = []string{r.program, "-c", filepath.Join(r.dir, "backup.yaml"), "wal", "fetch"}
+		command = r.command
 	}
-	// Both look whether a recovery is under way: a postmaster that lives, which is the shell here, and the signal.
-	script := `cd "$1"; shift; printf '%s\n' $$ > postmaster.pid; : > recovery.signal; for s in $SEGMENTS; do "$@" "$s" pg_wal/RECOVERYXLOG; [ -s pg_wal/RECOVERYXLOG ]; rm pg_wal/RECOVERYXLOG; done`
-	used, machine, err := r.watched(ctx, launch{name: "fetch", args: append([]string{"sh", "-ec", script, "sh", dir}, program...), env: []string{"SEGMENTS=" + strings.Join(r.segments, " ")}})
+	// Both look whether a recovery is under way: a postmaster that lives, which is the shell here, and the signal. Postgres gives each command to a shell of its own.
+	script := "cd \"$1\"; printf '%s\\n' $$ > postmaster.pid; : > recovery.signal\n"
+	for _, segment := range r.segments {
+		one := strings.NewReplacer("%f", segment, "%p", "pg_wal/RECOVERYXLOG", "%%", "%").Replace(command)
+		script += "sh -c " + shellQuoted(one) + "; [ -s pg_wal/RECOVERYXLOG ]; rm pg_wal/RECOVERYXLOG\n"
+	}
+	used, machine, err := r.watched(ctx, launch{name: "fetch", args: []string{"sh", "-ec", script, "sh", dir}})
 	return map[metric]float64{perSecond: float64(len(r.segments)) / used.wall.Seconds(), machineTime: machine.Seconds()}, err
 }
+
+// restoreCommand is what a restored directory has for restore_command.
+func restoreCommand(dir string) (string, error) {
+	text, err := os.ReadFile(filepath.Join(dir, "postgresql.auto.conf"))
+	if err != nil {
+		return "", err
+	}
+	command := ""
+	for line := range strings.Lines(string(text)) {
+		if value, found := strings.CutPrefix(line, "restore_command = '"); found {
+			command = strings.ReplaceAll(strings.TrimSuffix(strings.TrimSpace(value), "'"), "''", "'") // the last one counts
+		}
+	}
+	if command == "" {
+		return "", fmt.Errorf("%s has no restore_command", dir)
+	}
+	return command, nil
+}
+
+func shellQuoted(text string) string { return "'" + strings.ReplaceAll(text, "'", `'\''`) + "'" }

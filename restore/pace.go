@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"runtime"
 	"strconv"
 	"strings"
 	"syscall"
@@ -13,11 +14,13 @@ import (
 )
 
 // What a recovery gets that a server without a configuration would not have: replay is one process that should neither write a page out to read it again, nor wait for
-// restartpoints. Both settings last until the server is restarted.
+// restartpoints. They last until the server is restarted.
 const (
 	recoveryBuffersMax = 1 << 30 // shared_buffers at most, and at most an eighth of the memory that is free
 	recoveryWALMax     = 4 << 30 // max_wal_size, where so many times as much is free on the disk
 	recoveryWALSpare   = 4
+
+	recoverySyncfsSince = 14 // recovery_init_sync_method came with it
 )
 
 // recoverySettings raises settings of a directory that is about to recover; what its own configuration has higher stays.
@@ -35,6 +38,9 @@ func recoverySettings(ctx context.Context, install *postmaster.Install, dir stri
 	var st syscall.Statfs_t
 	if err := syscall.Statfs(dir, &st); err == nil && int64(st.Bavail)*st.Bsize > recoveryWALSpare*recoveryWALMax {
 		raise("max_wal_size", 1<<20, recoveryWALMax)
+	}
+	if install.Major >= recoverySyncfsSince && runtime.GOOS == "linux" {
+		settings = append(settings, "recovery_init_sync_method=syncfs") // instead of opening and syncing each file, all of which CarryOut has synced
 	}
 	return settings
 }

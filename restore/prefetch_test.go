@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"os"
 	"os/exec"
@@ -358,4 +359,57 @@ func smallDisk(t testing.TB, size int) string {
 		}
 	})
 	return dir
+}
+
+func TestShellTakesWhatLiesInTheSpoolOfThisBootAlone(t *testing.T) {
+	dir := t.TempDir()
+	boot, err := os.ReadFile(bootFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	id, _, _ := strings.Cut(string(boot), "-")
+	const segment, other = "000000010000000000000007", "000000010000000000000008"
+	for name, content := range map[string]string{
+		filepath.Join(spoolPrefix+id, segment):                  "whole",
+		filepath.Join(spoolPrefix+id, other+spoolPartial):       "on its way",
+		filepath.Join(spoolPrefix+"0badb007", other):            "of another boot",
+		filepath.Join(spoolPrefix+id, "00000002.history"+"x"):   "of another name",
+		filepath.Join("pg_wal", "archive_status", "irrelevant"): "",
+	} {
+		if err := errors.Join(os.MkdirAll(filepath.Dir(filepath.Join(dir, name)), 0o700), os.WriteFile(filepath.Join(dir, name), []byte(content), 0o600)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	take := func(name string) (exit int, got string) {
+		t.Helper()
+		// As BuildRestoreCommand of src/common/archive.c fills it in.
+		command := strings.NewReplacer("%f", name, "%p", "pg_wal/RECOVERYXLOG", "%%", "%").Replace(ShellTake + " || exit 42")
+		cmd := exec.CommandContext(t.Context(), "sh", "-c", command)
+		cmd.Dir = dir
+		out, err := cmd.CombinedOutput()
+		if len(out) > 0 {
+			t.Errorf("%s: it says %q", name, out)
+		}
+		var failed *exec.ExitError
+		if err != nil && !errors.As(err, &failed) {
+			t.Fatal(err)
+		}
+		content, err := os.ReadFile(filepath.Join(dir, "pg_wal", "RECOVERYXLOG"))
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			t.Fatal(err)
+		}
+		return cmd.ProcessState.ExitCode(), string(content)
+	}
+	if exit, got := take(other); exit != 42 || got != "" {
+		t.Errorf("a segment that is on its way, and in another boot's spool: exit code %d, %q", exit, got)
+	}
+	if exit, got := take("00000002.history"); exit != 42 || got != "" {
+		t.Errorf("a history file: exit code %d, %q", exit, got)
+	}
+	if exit, got := take(segment); exit != 0 || got != "whole" {
+		t.Errorf("exit code %d, %q", exit, got)
+	}
+	if exit, _ := take(segment); exit != 42 {
+		t.Errorf("a segment that was taken is there again: exit code %d", exit)
+	}
 }

@@ -61,6 +61,10 @@ func (s Spool) recovering() bool {
 	return Recovers(s.data)
 }
 
+// ShellTake is what a restore_command begins with: a shell takes a segment that lies in the spool as Take does, sooner than a process of ours would have started. It
+// fails when the segment is not there. The name of the boot is read each time, as it is in spoolIn, and percent signs are doubled, as Postgres wants it.
+const ShellTake = "{ read -r boot < " + bootFile + " && mv -f " + spoolPrefix + "${boot%%%%-*}/%f %p; } 2>/dev/null"
+
 // Patience with a segment that the prefetcher has begun: how often to look, and when to fetch it ourselves.
 const (
 	spoolPoll     = time.Millisecond

@@ -233,13 +233,13 @@ func (f restoreFlags) carryOut(ctx context.Context, out io.Writer, cfg *config.C
 	return f.open(ctx, out, cfg, install, answer)
 }
 
-// fetchCommand is the restore_command of the restored server.
+// fetchCommand is the restore_command of the restored server. An option may follow it.
 func fetchCommand(cfg *config.Config) (string, error) {
 	self, err := os.Executable()
 	if err != nil {
 		return "", fmt.Errorf("find our own binary for restore_command: %w", err)
 	}
-	return fmt.Sprintf("%s -c %s wal fetch %%f %%p", shellQuote(self), shellQuote(cfg.Path)), nil
+	return fmt.Sprintf("%s || exec %s -c %s wal fetch %%f %%p", restore.ShellTake, shellQuote(self), shellQuote(cfg.Path)), nil
 }
 
 // checkFetch makes sure, before anything is downloaded, that the user who runs Postgres can run us and read the configuration and
