@@ -272,17 +272,18 @@ func copyFiles(ctx context.Context, opt BackupOptions, source clusterFiles, b *r
 	return p.files, nil
 }
 
-// walPoll is how often the repository is asked whether a backup's WAL has arrived.
-const walPoll = 500 * time.Millisecond
+// How often the repository is asked whether a backup's WAL has arrived: soon at first, and then every walPollMax.
+const (
+	walPollMin = 50 * time.Millisecond
+	walPollMax = time.Second
+)
 
 // waitForWAL waits until the repository holds the WAL of a backup up to a position. Without that up to its stop, where the copy is consistent, it could not be restored.
 func waitForWAL(ctx context.Context, opt BackupOptions, b repo.Backup, upTo pg.LSN) error {
 	limit, cancel := context.WithTimeout(ctx, opt.WALWait)
 	defer cancel()
-	ticker := time.NewTicker(walPoll)
-	defer ticker.Stop()
 	frontier := pg.LSN(0)
-	for {
+	for pause := walPollMin; ; pause = min(pause*3/2, walPollMax) {
 		p, err := opt.Repo.Path(limit, b.Timeline, b.SegmentSize, b.Start)
 		switch {
 		case errors.Is(err, repo.ErrNotExist): // the history file has not arrived yet
@@ -293,10 +294,8 @@ func waitForWAL(ctx context.Context, opt BackupOptions, b repo.Backup, upTo pg.L
 				return nil
 			}
 		}
-		select {
-		case <-limit.Done():
+		if !sleep(limit, pause) {
 			return fmt.Errorf("%w within %s: it is there up to %s, and needed up to %s; is `pitr archiver` running against the same store?", ErrNoWAL, opt.WALWait, frontier, upTo)
-		case <-ticker.C:
 		}
 	}
 }

@@ -61,6 +61,14 @@ func (o *openBackup) begin(ctx context.Context, b *repo.Backup) error {
 	return err
 }
 
+// hurry ends the segment in which the backup has begun, so that it is archived at once: what the WAL has changed before is needed next. Whoever may not do that waits
+// for archive.flush_interval.
+func (o *openBackup) hurry(ctx context.Context, opt BackupOptions) {
+	if _, err := o.value(ctx, "SELECT pg_catalog.pg_switch_wal()"); err != nil {
+		opt.Log.Debug("the segment in which the backup has begun is not ended", "error", err)
+	}
+}
+
 func (o *openBackup) value(ctx context.Context, sql string) (string, error) {
 	rows, err := o.conn.Query(ctx, sql)
 	if err != nil {
@@ -121,6 +129,9 @@ func readFiles(ctx context.Context, opt BackupOptions, b *repo.Backup, before pr
 	opt.Log.Info("base backup started", "backup", b.ID, "start", b.Start, "timeline", b.Timeline, "directory", d.root, "standby", b.FromStandby)
 	if err := archivedFrom(ctx, opt, b); err != nil {
 		return nil, err
+	}
+	if before.manifest != nil && !b.FromStandby {
+		server.hurry(ctx, opt)
 	}
 	same, reason, err := newUntouched(ctx, opt, *b, before, since)
 	if err != nil {

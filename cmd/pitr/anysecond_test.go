@@ -199,9 +199,7 @@ func (s *seconds) try(ctx context.Context, in instant) string {
 	}
 	want := last.content
 	if invalid != "" { // the next transaction drops it, and had begun to
-		section := regexp.MustCompile(`(?s)== ` + invalid + `\n.*?(\n== |\n$)`)
-		want = section.ReplaceAllString(want, "$1")
-		want = strings.TrimPrefix(want, "\n")
+		want = regexp.MustCompile(`(?s)== `+invalid+`\n.*?(== |$)`).ReplaceAllString(want, "$1")
 		if next == nil || strings.Contains(next.content, "== "+invalid+"\n") || !slices.ContainsFunc(answer.Plan.Warnings, func(w string) bool { return strings.Contains(w, "cannot be used at this target") }) {
 			s.t.Errorf("%s: the database %s cannot be used; the next transaction is %+v, and the plan warns %q", what, invalid, next, answer.Plan.Warnings)
 		}
