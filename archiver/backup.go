@@ -134,6 +134,10 @@ func takeBackup(ctx context.Context, opt BackupOptions) (repo.Backup, error) {
 	if reason != "" {
 		opt.Log.Info("what has changed is not compared with the WAL", "because", reason)
 	}
+	spaces, err := serverTablespaces(ctx, opt)
+	if err != nil {
+		return b, err
+	}
 	files, err := copyCluster(ctx, opt, &b, before, since)
 	if errors.Is(err, replication.ErrNotIncremental) && opt.Incremental != IncrementalOff && ctx.Err() == nil {
 		opt.Log.Warn("the server is asked for everything", "because", err)
@@ -144,6 +148,9 @@ func takeBackup(ctx context.Context, opt BackupOptions) (repo.Backup, error) {
 		return b, err
 	}
 	if b.StopTime, err = serverClock(ctx, opt); err != nil {
+		return b, err
+	}
+	if err := checkTablespaces(ctx, opt, spaces, files); err != nil {
 		return b, err
 	}
 	if err := waitForWAL(ctx, opt, b, b.Stop); err != nil {

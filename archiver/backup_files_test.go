@@ -1,6 +1,7 @@
 package archiver
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"io/fs"
@@ -226,6 +227,42 @@ func TestRelationsBeyondOneGiBAndHolesAreStoredAndReadFromEitherSource(t *testin
 		slices.Sort(sizes)
 		if len(sizes) != 2 || sizes[1] != pg.RelationSegmentBlocks*pg.PageSize || sizes[0] < 3*pg.PageSize || backup.UploadedBytes() > 64<<20 {
 			t.Errorf("the files of the relation have %v bytes, %d bytes were uploaded", sizes, backup.UploadedBytes())
+		}
+	}
+}
+
+func TestTablespaceInTheDataDirectoryIsStoredOrTheBackupIsRefused(t *testing.T) {
+	b := newBench(t, 16, "allow_in_place_tablespaces=on")
+	b.query("create tablespace inside location ''")
+	b.query("create tablespace empty location ''")
+	b.query("create table t tablespace inside as select generate_series(1, 5000) i")
+	b.query("checkpoint")
+	name := b.query("select pg_relation_filepath('t')")
+	content, err := os.ReadFile(filepath.Join(b.server.Dir, name))
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.run(b.options()).archived(b.written())
+	for _, opt := range []BackupOptions{b.backupOptions(), b.fileOptions()} {
+		backup, err := TakeBackup(t.Context(), opt)
+		if opt.Source != SourceFiles && b.major() < 16 {
+			if !errors.Is(err, ErrTablespaceLeftOut) {
+				t.Errorf("the server does not send the tablespace; the backup ended with %v", err)
+			}
+			b.noBackup()
+			continue
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(backup.Tablespaces) != 0 {
+			t.Errorf("tablespaces %v are to lie elsewhere", backup.Tablespaces)
+		}
+		b.countedAsSent(b.repo, backup.ID)
+		dir := t.TempDir()
+		b.writeOut(backup.ID, dir)
+		if got, err := os.ReadFile(filepath.Join(dir, name)); err != nil || !bytes.Equal(got, content) {
+			t.Errorf("%s: %d bytes, want %d; %v", name, len(got), len(content), err)
 		}
 	}
 }

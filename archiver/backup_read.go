@@ -59,7 +59,9 @@ func (a *archiveFiles) readArchives(b *repo.Backup) error {
 		case archive.TablespaceOID == "":
 			err = a.readTar(content, "")
 		default:
-			b.Tablespaces = append(b.Tablespaces, repo.Tablespace{OID: archive.TablespaceOID, Path: archive.TablespacePath})
+			if filepath.IsAbs(archive.TablespacePath) { // otherwise it lies in the data directory itself, and stays there
+				b.Tablespaces = append(b.Tablespaces, repo.Tablespace{OID: archive.TablespaceOID, Path: archive.TablespacePath})
+			}
 			err = a.readTar(content, "pg_tblspc/"+archive.TablespaceOID+"/")
 		}
 		if err != nil {
