@@ -78,10 +78,15 @@ func TestNoFaultOfTheStoreLeavesHalfABackup(t *testing.T) {
 		t.Fatal(err)
 	}
 	failed, mended := 0, 0
-	for _, after := range []bool{false, true} {
+	for _, c := range []struct {
+		source Source
+		after  bool
+	}{{SourceServer, false}, {SourceServer, true}, {SourceFiles, false}, {SourceFiles, true}} {
+		after := c.after
 		for n := 1; ; n++ {
 			f := &failing{Store: b.store.Store, at: n, after: after}
 			opt := b.smallPacks()
+			opt.Source, opt.Directory = c.source, b.server.Dir
 			opt.Repo = repo.New(f, "main", compressor)
 			b.query(fmt.Sprintf("update t set i = -i where i between %d and %d; checkpoint", 100*n, 100*n+20))
 			before := b.backupIDs()
