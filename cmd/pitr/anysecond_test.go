@@ -149,7 +149,12 @@ func (s *seconds) choose(i int) instant {
 		}[i/8%5]
 	case 5: // without a zone it is the configured one
 		at := last.Truncate(time.Microsecond)
-		return instant{"in the configured zone", at, at.In(zone).Format("2006-01-02 15:04:05.999999")}
+		const form = "2006-01-02 15:04:05.999999"
+		text := at.In(zone).Format(form)
+		if text == at.Add(time.Hour).In(zone).Format(form) || text == at.Add(-time.Hour).In(zone).Format(form) {
+			return instant{"ambiguous", time.Time{}, text} // the work has ended within the hour that is there twice
+		}
+		return instant{"in the configured zone", at, text}
 	}
 	return micro("anywhere", first.Add(time.Duration(s.rng.Int64N(int64(last.Sub(first))))).Truncate(time.Microsecond))
 }
