@@ -6,7 +6,6 @@ package pooler
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -29,7 +28,7 @@ type Pooler struct {
 	log       *slog.Logger
 	users     *auth.Users
 	pools     *pool.Set
-	tls       *tls.Config // towards clients; nil without
+	tls       *clientTLS // nil without
 	listeners []net.Listener
 	workers   []*worker
 	sessions  map[string]*session.Options // by pool mode
@@ -49,24 +48,24 @@ type Pooler struct {
 
 // New checks the configuration and reads the users. It opens no socket.
 func New(cfg config.Config, log *slog.Logger) (*Pooler, error) {
-	users, err := auth.Load(cfg.Pooler.Auth, cfg.Pooler.Users)
-	if err != nil {
-		return nil, err
-	}
-	if err := pool.CheckDSN(cfg.Postgres.DSN); err != nil {
+	if err := errors.Join(pool.CheckDSN(cfg.Postgres.DSN), pool.CheckEncryption(cfg.Pooler)); err != nil {
 		return nil, err
 	}
 	p := &Pooler{
-		cfg: cfg.Pooler, log: log, users: users, sessions: sessionOptions(cfg.Pooler), clients: map[uint32]*client{}, listens: map[string]*subscriptions{}, conns: map[net.Conn]struct{}{},
+		cfg: cfg.Pooler, log: log, sessions: sessionOptions(cfg.Pooler), clients: map[uint32]*client{}, listens: map[string]*subscriptions{}, conns: map[net.Conn]struct{}{},
 		logins: make(chan struct{}, cfg.Pooler.MaxLoginConn), cancels: make(chan struct{}, cfg.Pooler.MaxCancelRequests),
 	}
-	if p.tls, err = serverTLS(cfg.Pooler); err != nil {
+	var err error
+	if p.users, err = p.loadUsers(); err != nil {
+		return nil, err
+	}
+	if p.tls, err = newClientTLS(cfg.Pooler); err != nil {
 		return nil, err
 	}
 	if err := p.newWorkers(cfg.Pooler.Workers); err != nil {
 		return nil, err
 	}
-	p.pools = pool.NewSet(cfg.Pooler, cfg.Postgres.DSN, users.Password, pool.Driver{Dial: dialStream, Attach: p.attach}, log)
+	p.pools = pool.NewSet(cfg.Pooler, cfg.Postgres.DSN, p.stored, pool.Driver{Dial: dialStream, Binding: auth.Binding, Attach: p.attach}, log)
 	return p, nil
 }
 
