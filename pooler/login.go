@@ -76,7 +76,7 @@ func (p *Pooler) admit(c *client, conn net.Conn, in *bufio.Reader, ask request) 
 		servers.Learn(shown)
 	}
 	c.pool, c.options = servers, p.options(ask)
-	c.entry = &entry{params: ask.params, tell: last, remote: conn.RemoteAddr().String()}
+	c.entry = &entry{params: ask.params, tell: last, remote: conn.RemoteAddr().String(), address: addressOf(conn)}
 	return nil
 }
 

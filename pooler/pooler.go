@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/netip"
 	"sync"
 	"syscall"
 	"time"
@@ -33,8 +34,9 @@ type Pooler struct {
 	workers   []*worker
 	sessions  map[string]*session.Options // by pool mode
 	loops     sync.WaitGroup              // the goroutines of workers
-	logins    chan struct{}               // one token for each client that has not logged in
-	cancels   chan struct{}               // one token for each cancel request on its way
+	entrance  entrance
+	logins    chan struct{} // one token for each client that has not logged in
+	cancels   chan struct{} // one token for each cancel request on its way
 	counters  counters
 	work      sync.WaitGroup // clients, and those who are not clients yet
 
@@ -53,7 +55,8 @@ func New(cfg config.Config, log *slog.Logger) (*Pooler, error) {
 	}
 	p := &Pooler{
 		cfg: cfg.Pooler, log: log, sessions: sessionOptions(cfg.Pooler), clients: map[uint32]*client{}, listens: map[string]*subscriptions{}, conns: map[net.Conn]struct{}{},
-		logins: make(chan struct{}, cfg.Pooler.MaxLoginConn), cancels: make(chan struct{}, cfg.Pooler.MaxCancelRequests),
+		entrance: entrance{max: cfg.Pooler.MaxLoginConnPerAddress, from: map[netip.Addr]int{}},
+		logins:   make(chan struct{}, cfg.Pooler.MaxLoginConn), cancels: make(chan struct{}, cfg.Pooler.MaxCancelRequests),
 	}
 	var err error
 	if p.users, err = p.loadUsers(); err != nil {
@@ -90,6 +93,15 @@ func (p *Pooler) Listen() error {
 		}
 		p.listeners = append(p.listeners, listener)
 	}
+	if p.cfg.UnixSocketDir == "" {
+		return nil
+	}
+	listener, err := listenUnix(p.cfg, p.Addr().(*net.TCPAddr).Port)
+	if err != nil {
+		p.closeListeners()
+		return err
+	}
+	p.listeners = append(p.listeners, listener)
 	return nil
 }
 
@@ -150,14 +162,12 @@ func (p *Pooler) accept(ctx context.Context, listener net.Listener) {
 			}
 			continue
 		}
-		select {
-		case p.logins <- struct{}{}:
-			p.work.Add(1)
-			go p.serve(conn)
-		default:
-			p.counters.loginLimitHits.Add(1)
-			refuse(conn, pgwire.Fatal("53300", "no more connections are allowed to log in at the same time (max_login_conn)"))
+		if failure := p.admitLogin(conn); failure != nil {
+			refuse(conn, failure)
+			continue
 		}
+		p.work.Add(1)
+		go p.serve(conn)
 	}
 }
 
@@ -170,9 +180,9 @@ func refuse(conn net.Conn, failure *pgwire.Failure) {
 
 // serve is the goroutine of one client, which ends when the client has logged in or has failed to.
 func (p *Pooler) serve(raw net.Conn) {
-	conn := net.Conn(loop.NewStream(raw))
+	conn, address := net.Conn(loop.NewStream(raw)), addressOf(raw)
 	if !p.track(raw) {
-		<-p.logins
+		p.loginOver(address)
 		p.work.Done()
 		refuse(conn, errShutdown)
 		return
@@ -184,7 +194,7 @@ func (p *Pooler) serve(raw net.Conn) {
 		}
 	}
 	p.untrack(raw)
-	<-p.logins
+	p.loginOver(address)
 	if err != nil {
 		p.loginFailed(conn, err)
 	} else {
@@ -196,14 +206,11 @@ func (p *Pooler) serve(raw net.Conn) {
 	p.work.Done()
 }
 
-// loggedIn notes that a client is none of those who are about to log in any more.
-func (p *Pooler) loggedIn() { <-p.logins }
-
 // gone forgets a client that has ended on its worker.
 func (p *Pooler) gone(c *client, failure *pgwire.Failure) {
 	c.worker.clients.Add(-1)
 	if c.entry != nil {
-		p.loggedIn()
+		p.loginOver(c.entry.address)
 		p.counters.loginFailures.Add(1)
 		reason := error(net.ErrClosed)
 		if failure != nil {
