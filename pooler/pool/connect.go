@@ -30,11 +30,15 @@ func (e *ConnectError) Unwrap() error { return e.Cause }
 func (e *ConnectError) Reason() string {
 	var pgErr *pgconn.PgError
 	if errors.As(e.Cause, &pgErr) && e.NoPassword && pgErr.Code == "28P01" {
-		// A SCRAM secret proves who the client is, but it cannot be used to log in elsewhere.
-		return "server login failed: the pooler knows no plain password for this user; set pooler.databases.*.password or pooler.users.*.password"
+		// A SCRAM secret proves who the client is, but it cannot be used to log in elsewhere before a client has shown its key.
+		return "server login failed: the pooler knows no password or key of this user; set pooler.databases.*.password or pooler.users.*.password, or let clients log in by SCRAM with the server's own secret"
 	}
 	if pgErr != nil {
 		return "server login failed: " + pgErr.Message
+	}
+	var proof proofError
+	if errors.As(e.Cause, &proof) {
+		return "server login failed: " + proof.Error()
 	}
 	return "server is not reachable"
 }
@@ -94,8 +98,12 @@ func (d dialer) prepare() *pgconn.Config {
 		cfg.Password = d.credentials.Password
 	}
 	if cfg.Password == "" && !d.credentials.empty() {
+		mustBind := cfg.ChannelBinding == "require" // pgconn would not see that it was done
+		if mustBind {
+			cfg.ChannelBinding = "prefer"
+		}
 		cfg.AfterNetConnect = func(_ context.Context, _ *pgconn.Config, conn net.Conn) (net.Conn, error) {
-			return &prover{Conn: conn, credentials: d.credentials, bound: d.bound}, nil
+			return &prover{Conn: conn, credentials: d.credentials, bound: d.bound, mustBind: mustBind}, nil
 		}
 	}
 	return cfg

@@ -54,12 +54,19 @@ type prover struct {
 	net.Conn
 	credentials Credentials
 	bound       func(*x509.Certificate) []byte // tls-server-end-point
+	mustBind    bool                           // as channel_binding=require
 	in          []byte                         // what pgconn has not read yet
+	proven      bool                           // the server has shown that it knows the secret, too
 	over        bool
 }
 
 // proverLenMax bounds a message of a server during the login.
 const proverLenMax = 64 << 10
+
+// proofError says that what is known of a user does not open a server. Clients may be told.
+type proofError string
+
+func (e proofError) Error() string { return string(e) }
 
 // Read implements net.Conn.
 func (p *prover) Read(b []byte) (int, error) {
@@ -94,13 +101,15 @@ func (p *prover) pass() error {
 	if kind == 'R' && len(body) >= 4 {
 		code, rest := binary.BigEndian.Uint32(body), body[4:]
 		switch {
-		case code == authMD5 && len(rest) == 4 && p.credentials.MD5 != "":
+		case code == authMD5 && len(rest) == 4 && p.credentials.MD5 != "" && !p.mustBind:
 			sum := md5.Sum(append([]byte(strings.TrimPrefix(p.credentials.MD5, "md5")), rest...))
 			return p.answer([]byte("md5" + hex.EncodeToString(sum[:]) + "\x00"))
 		case code == authSASL && p.credentials.SCRAM != nil:
 			return p.scram(strings.Split(strings.TrimRight(string(rest), "\x00"), "\x00"))
+		case code == authOK && p.mustBind && !p.proven:
+			return errors.New("channel binding is required, and the server did without")
 		case code != authOK:
-			return errors.New("the server asks for a password, and what the pooler knows of this user is not enough for how it asks")
+			return proofError("the server asks for the password in a way for which a stored secret is not enough")
 		}
 	}
 	p.over = kind == 'R' || kind == pgwire.ErrorResponse
@@ -142,7 +151,7 @@ func (p *prover) scram(offered []string) error {
 			mechanism, header = "SCRAM-SHA-256-PLUS", "p=tls-server-end-point,,"
 		}
 	}
-	if !slices.Contains(offered, mechanism) {
+	if p.mustBind && header[0] != 'p' || !slices.Contains(offered, mechanism) {
 		return errors.New("the server offers no mechanism of SCRAM that can be used")
 	}
 	var random [18]byte
@@ -184,6 +193,7 @@ func (p *prover) scram(offered []string) error {
 	if !hmac.Equal([]byte(reply), []byte(want)) {
 		return errors.New("the server does not know the secret itself: its signature is wrong")
 	}
+	p.proven = true
 	return nil
 }
 
@@ -209,7 +219,7 @@ func (k *SCRAMKeys) check(reply, nonce string) (string, error) {
 		return "", errors.New("the server's first message of SCRAM is malformed")
 	}
 	if parts[1][2:] != base64.StdEncoding.EncodeToString(k.Salt) || parts[2][2:] != strconv.Itoa(k.Iterations) {
-		return "", errors.New("the server's SCRAM secret of this user is another one than the pooler's: salt or iterations differ")
+		return "", proofError("the server's SCRAM secret of this user is another one than the pooler's: salt or iterations differ")
 	}
 	return parts[0][2:], nil
 }
