@@ -95,9 +95,11 @@ func ask(ctx context.Context, conn *pgconn.PgConn, query, user string) (secret s
 	switch {
 	case result.Err != nil:
 		return "", false, result.Err
-	case len(result.FieldDescriptions) != 2:
-		return "", false, fmt.Errorf("the answer has %d columns, not a name and a secret", len(result.FieldDescriptions))
-	case len(result.Rows) == 0 || result.Rows[0][0] == nil:
+	case len(result.Rows) == 0:
+		return "", false, nil
+	case len(result.Rows[0]) != 2:
+		return "", false, fmt.Errorf("the answer has %d columns, not a name and a secret", len(result.Rows[0]))
+	case result.Rows[0][0] == nil:
 		return "", false, nil
 	case len(result.Rows) > 1:
 		return "", false, fmt.Errorf("the answer has %d rows, not one", len(result.Rows))
