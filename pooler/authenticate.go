@@ -212,7 +212,7 @@ func (p *Pooler) origin(conn net.Conn) auth.Origin {
 		from.TLS, from.Binding = true, p.tls.binding
 		from.Verified, from.CommonName, from.DN = p.tls.identify(secure.ConnectionState())
 	}
-	if !from.Address.IsValid() && !encrypted {
+	if !from.Address.IsValid() {
 		from.SystemUser = peerOf(conn)
 	}
 	return from

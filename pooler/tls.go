@@ -102,7 +102,9 @@ func cipherSuites(text string) ([]uint16, error) {
 	case "", "default", "secure", "fast", "normal":
 		return nil, nil
 	}
-	suites := append(tls.CipherSuites(), tls.InsecureCipherSuites()...)
+	suites := slices.DeleteFunc(append(tls.CipherSuites(), tls.InsecureCipherSuites()...), func(s *tls.CipherSuite) bool {
+		return s.SupportedVersions[0] == tls.VersionTLS13 // Go uses all of them
+	})
 	var ids []uint16
 	for word := range strings.FieldsFuncSeq(text, func(c rune) bool { return c == ':' || c == ',' || c == ' ' }) {
 		i := slices.IndexFunc(suites, func(s *tls.CipherSuite) bool {
