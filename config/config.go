@@ -29,6 +29,7 @@ type Pooler struct {
 	Listen                []string `yaml:"listen"`
 	UnixSocketDir         string   `yaml:"unix_socket_dir"`
 	UnixSocketMode        string   `yaml:"unix_socket_mode"`
+	ProxyProtocolFrom     []string `yaml:"proxy_protocol_from"`
 	PoolMode              string   `yaml:"pool_mode"`
 	DefaultPoolSize       int      `yaml:"default_pool_size"`
 	MaxClientConn         int      `yaml:"max_client_conn"`

@@ -2,6 +2,7 @@ package config
 
 import (
 	"fmt"
+	"net/netip"
 	"strconv"
 	"strings"
 )
@@ -26,6 +27,11 @@ func validateLogin(cfg Pooler) []Problem {
 	check(len(cfg.UnixSocketDir) <= socketPathMax-len("/.s.PGSQL.65535"), "pooler.unix_socket_dir", "is too long for the path of a Unix socket")
 	_, err := strconv.ParseUint(cfg.UnixSocketMode, 8, 9)
 	check(err == nil, "pooler.unix_socket_mode", fmt.Sprintf("%q is no file mode in octal digits", cfg.UnixSocketMode))
+	for _, text := range cfg.ProxyProtocolFrom {
+		_, notNetwork := netip.ParsePrefix(text)
+		_, notAddress := netip.ParseAddr(text)
+		check(notNetwork == nil || notAddress == nil, "pooler.proxy_protocol_from", fmt.Sprintf("%q is neither an address nor a network", text))
+	}
 	switch cfg.Auth.Type {
 	case "cert":
 		check(verifies, "pooler.auth.type", "is cert, which needs pooler.client_tls_sslmode verify-full")

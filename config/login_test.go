@@ -23,6 +23,8 @@ func TestLoginSettingsThatContradictEachOther(t *testing.T) {
 	check("unix_socket_dir: "+strings.Repeat("d", 100), "too long")
 	check("unix_socket_mode: 0778", "is no file mode")
 	check("unix_socket_mode: 0700", "")
+	check("proxy_protocol_from: [10.0.0.1, '2001:db8::/32', proxy]", "\"proxy\" is neither")
+	check("proxy_protocol_from: [10.0.0.1, '2001:db8::/32']", "")
 	check("auth: {type: cert}", "needs pooler.client_tls_sslmode verify-full")
 	check("auth: {type: peer}", "needs pooler.unix_socket_dir")
 	check("auth: {type: hba}", "needs pooler.auth.hba_file")

@@ -21,6 +21,7 @@ var settings = []Setting{
 	{Key: "pooler.listen", Default: "[127.0.0.1:6432]", Doc: "Addresses (host:port) on which clients connect."},
 	{Key: "pooler.unix_socket_dir", Doc: "Directory of the Unix socket on which clients connect, too: `.s.PGSQL.` and the port of the first address of pooler.listen. With `@` before it the socket is in the abstract namespace of Linux. Empty: none."},
 	{Key: "pooler.unix_socket_mode", Default: "0777", Doc: "File mode of that socket, octal. Abstract ones have none."},
+	{Key: "pooler.proxy_protocol_from", Doc: "Addresses and networks of proxies that tell the client's address by the PROXY protocol, version 2. Each connection from there has to begin with its header; from elsewhere a header is a violation of the protocol. Rules, limits and logs then use the address that was told."},
 	{Key: "pooler.pool_mode", Default: "transaction", Range: "session|transaction|statement", Doc: "When a server connection goes back to the pool: when the client disconnects, at the end of each transaction, or after each statement, where a transaction block ends the client."},
 	{Key: "pooler.default_pool_size", Default: "20", Range: "1..10000", Doc: "Server connections for each pair of database and user."},
 	{Key: "pooler.max_client_conn", Default: "10000", Range: "1..1000000", Doc: "Client connections in all; one more is refused with SQLSTATE 53300."},

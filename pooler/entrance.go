@@ -19,10 +19,9 @@ type entrance struct {
 
 // admitLogin lets one more connection try to log in, or says why not. Every nil is followed by one loginOver.
 func (p *Pooler) admitLogin(conn net.Conn) *pgwire.Failure {
-	address := addressOf(conn)
+	address := p.countedAddress(conn)
 	if !p.entrance.count(address) {
-		p.counters.addressLimitHits.Add(1)
-		return pgwire.Fatal("53300", "no more connections of one address are allowed to log in at the same time (max_login_conn_per_address)")
+		return p.tooMany()
 	}
 	select {
 	case p.logins <- struct{}{}:
@@ -32,6 +31,11 @@ func (p *Pooler) admitLogin(conn net.Conn) *pgwire.Failure {
 		p.counters.loginLimitHits.Add(1)
 		return pgwire.Fatal("53300", "no more connections are allowed to log in at the same time (max_login_conn)")
 	}
+}
+
+func (p *Pooler) tooMany() *pgwire.Failure {
+	p.counters.addressLimitHits.Add(1)
+	return pgwire.Fatal("53300", "no more connections of one address are allowed to log in at the same time (max_login_conn_per_address)")
 }
 
 // loginOver notes that a connection has logged in or has gone.

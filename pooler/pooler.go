@@ -30,6 +30,7 @@ type Pooler struct {
 	users     *auth.Users
 	pools     *pool.Set
 	tls       *clientTLS // nil without
+	proxies   []netip.Prefix
 	listeners []net.Listener
 	workers   []*worker
 	sessions  map[string]*session.Options // by pool mode
@@ -63,6 +64,9 @@ func New(cfg config.Config, log *slog.Logger) (*Pooler, error) {
 		return nil, err
 	}
 	if p.tls, err = newClientTLS(cfg.Pooler); err != nil {
+		return nil, err
+	}
+	if p.proxies, err = proxies(cfg.Pooler.ProxyProtocolFrom); err != nil {
 		return nil, err
 	}
 	if err := p.newWorkers(cfg.Pooler.Workers); err != nil {
@@ -180,14 +184,18 @@ func refuse(conn net.Conn, failure *pgwire.Failure) {
 
 // serve is the goroutine of one client, which ends when the client has logged in or has failed to.
 func (p *Pooler) serve(raw net.Conn) {
-	conn, address := net.Conn(loop.NewStream(raw)), addressOf(raw)
 	if !p.track(raw) {
-		p.loginOver(address)
+		p.loginOver(p.countedAddress(raw))
 		p.work.Done()
-		refuse(conn, errShutdown)
+		refuse(raw, errShutdown)
 		return
 	}
-	c, conn, early, err := p.login(conn)
+	var c *client
+	var early []byte
+	conn, address, err := p.readProxy(raw)
+	if err == nil {
+		c, conn, early, err = p.login(conn)
+	}
 	if err == nil && c != nil {
 		if err = p.enter(c, raw, conn, early); err == nil {
 			return
