@@ -13,6 +13,7 @@ import (
 
 	"github.com/jackc/pgx/v5/pgproto3"
 
+	"pitr/config"
 	"pitr/internal/pgwire"
 	"pitr/pooler/admin"
 	"pitr/pooler/auth"
@@ -27,7 +28,7 @@ const passwordLenMax = 65535
 func (p *Pooler) authenticate(conn net.Conn, in *bufio.Reader, ask request) (last []byte, shown pool.Credentials, err error) {
 	ctx, cancel := context.WithTimeout(context.Background(), p.cfg.ClientLoginTimeout.D())
 	defer cancel()
-	login, err := p.users.Begin(ctx, auth.Request{User: ask.user, Database: ask.database, Lookup: p.lookupOf(ask.database), From: p.origin(conn)})
+	login, err := ask.gate.users.Begin(ctx, auth.Request{User: ask.user, Database: ask.database, Lookup: p.lookupOf(ask.database), From: ask.gate.origin(conn)})
 	if err == nil {
 		last, err = converse(conn, in, login)
 	}
@@ -169,26 +170,19 @@ func (p *Pooler) lookupOf(database string) string {
 }
 
 // asksServers reports whether somebody is configured who asks Postgres for secrets.
-func (p *Pooler) asksServers() bool {
-	for _, db := range p.cfg.Databases {
+func asksServers(cfg config.Pooler) bool {
+	for _, db := range cfg.Databases {
 		if db.AuthUser != "" {
 			return true
 		}
 	}
-	return p.cfg.Auth.User != ""
-}
-
-// loadUsers reads who may log in, and how.
-func (p *Pooler) loadUsers() (*auth.Users, error) {
-	query := auth.Query(p.askSecret)
-	if !p.asksServers() {
-		query = nil
-	}
-	return auth.Load(p.cfg.Auth, p.cfg.Users, query)
+	return cfg.Auth.User != ""
 }
 
 // stored tells what is known of a user before it has logged in.
-func (p *Pooler) stored(user string) pool.Credentials { return credentials(p.users.Stored(user)) }
+func (p *Pooler) stored(user string) pool.Credentials {
+	return credentials(p.gate.Load().users.Stored(user))
+}
 
 // askSecret implements auth.Query.
 func (p *Pooler) askSecret(ctx context.Context, database, user string) (string, bool, error) {
@@ -205,12 +199,12 @@ func credentials(known auth.Credentials) pool.Credentials {
 }
 
 // origin is what is known of a connection.
-func (p *Pooler) origin(conn net.Conn) auth.Origin {
+func (g *gate) origin(conn net.Conn) auth.Origin {
 	from := auth.Origin{Address: addressOf(conn)}
 	secure, encrypted := conn.(*tls.Conn)
 	if encrypted {
-		from.TLS, from.Binding = true, p.tls.binding
-		from.Verified, from.CommonName, from.DN = p.tls.identify(secure.ConnectionState())
+		from.TLS, from.Binding = true, g.tls.binding
+		from.Verified, from.CommonName, from.DN = g.tls.identify(secure.ConnectionState())
 	}
 	if !from.Address.IsValid() {
 		from.SystemUser = peerOf(conn)

@@ -25,7 +25,8 @@ func (p *Pooler) login(conn net.Conn) (c *client, over net.Conn, early []byte, e
 	if err := conn.SetDeadline(time.Now().Add(p.cfg.ClientLoginTimeout.D())); err != nil {
 		return nil, conn, nil, err
 	}
-	conn, in, startup, err := p.readStartup(conn)
+	g := p.gate.Load()
+	conn, in, startup, err := g.readStartup(conn)
 	if err != nil {
 		return nil, conn, nil, err
 	}
@@ -37,6 +38,7 @@ func (p *Pooler) login(conn net.Conn) (c *client, over net.Conn, early []byte, e
 	if err != nil {
 		return nil, conn, nil, err
 	}
+	ask.gate = g
 	if ask.database == admin.Database {
 		return nil, conn, nil, p.console(conn, in, ask)
 	}
@@ -82,10 +84,10 @@ func (p *Pooler) admit(c *client, conn net.Conn, in *bufio.Reader, ask request) 
 
 // readStartup reads packets until one of them asks for more than encryption. It returns the connection, encrypted if that was asked
 // for and is offered, and a reader of it.
-func (p *Pooler) readStartup(conn net.Conn) (net.Conn, *bufio.Reader, pgwire.Startup, error) {
-	in := bufio.NewReaderSize(conn, int(p.cfg.PktBuf))
+func (g *gate) readStartup(conn net.Conn) (net.Conn, *bufio.Reader, pgwire.Startup, error) {
+	in := bufio.NewReaderSize(conn, int(g.cfg.PktBuf))
 	var asked [pgwire.StartupCancel + 1]bool
-	conn, encrypted, err := p.readDirectTLS(conn, in)
+	conn, encrypted, err := g.readDirectTLS(conn, in)
 	if err != nil {
 		return conn, in, pgwire.Startup{}, err
 	}
@@ -95,7 +97,7 @@ func (p *Pooler) readStartup(conn net.Conn) (net.Conn, *bufio.Reader, pgwire.Sta
 			return conn, in, startup, err
 		}
 		if startup.Kind != pgwire.StartupSSL && startup.Kind != pgwire.StartupGSS {
-			if !encrypted && startup.Kind == pgwire.StartupSession && p.mustEncrypt(conn) {
+			if !encrypted && startup.Kind == pgwire.StartupSession && g.mustEncrypt(conn) {
 				return conn, in, startup, pgwire.Fatal("28000", "SSL connection is required (pooler.client_tls_sslmode)")
 			}
 			return conn, in, startup, nil
@@ -108,13 +110,13 @@ func (p *Pooler) readStartup(conn net.Conn) (net.Conn, *bufio.Reader, pgwire.Sta
 			return conn, in, startup, pgwire.Fatal("08P01", "encryption was asked for twice")
 		}
 		asked[startup.Kind] = true
-		if startup.Kind == pgwire.StartupGSS || p.tls == nil {
+		if startup.Kind == pgwire.StartupGSS || g.tls == nil {
 			if _, err := conn.Write([]byte{'N'}); err != nil {
 				return conn, in, startup, err
 			}
 			continue
 		}
-		secure, err := p.encrypt(conn)
+		secure, err := g.tls.encrypt(conn)
 		if err != nil {
 			return conn, in, startup, err
 		}
@@ -128,7 +130,7 @@ func (p *Pooler) readStartup(conn net.Conn) (net.Conn, *bufio.Reader, pgwire.Sta
 const tlsHandshake = 0x16
 
 // readDirectTLS looks at a client's first byte, and begins TLS if the client has.
-func (p *Pooler) readDirectTLS(conn net.Conn, in *bufio.Reader) (over net.Conn, encrypted bool, err error) {
+func (g *gate) readDirectTLS(conn net.Conn, in *bufio.Reader) (over net.Conn, encrypted bool, err error) {
 	first, err := in.Peek(1)
 	if err != nil || first[0] != tlsHandshake {
 		return conn, false, err
@@ -136,21 +138,12 @@ func (p *Pooler) readDirectTLS(conn net.Conn, in *bufio.Reader) (over net.Conn, 
 	stream := conn.(*loop.Stream)
 	early, _ := in.Peek(in.Buffered())
 	stream.Unread(early)
-	secure, err := p.encryptDirectly(stream)
+	secure, err := g.encryptDirectly(stream)
 	if secure == nil {
 		return conn, false, err
 	}
 	in.Reset(secure)
 	return secure, true, err
-}
-
-// mustEncrypt reports whether a client is refused that has not encrypted. As with PgBouncer, one over a Unix socket is not.
-func (p *Pooler) mustEncrypt(conn net.Conn) bool {
-	switch p.cfg.ClientTLSSSLMode {
-	case "require", "verify-ca", "verify-full":
-		return addressOf(conn).IsValid()
-	}
-	return false
 }
 
 // readPacket reads one packet of a client that has not begun a session.
@@ -183,6 +176,7 @@ func protocolViolation(err error) error {
 
 // request is what a startup packet asks for.
 type request struct {
+	gate           *gate
 	user, database string
 	params         *session.Params
 	negotiate      bool     // the client speaks a newer minor version, or protocol options

@@ -12,6 +12,7 @@ import (
 	"net"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -27,10 +28,8 @@ import (
 type Pooler struct {
 	cfg       config.Pooler
 	log       *slog.Logger
-	users     *auth.Users
+	gate      atomic.Pointer[gate]
 	pools     *pool.Set
-	tls       *clientTLS // nil without
-	proxies   []netip.Prefix
 	listeners []net.Listener
 	workers   []*worker
 	sessions  map[string]*session.Options // by pool mode
@@ -59,14 +58,7 @@ func New(cfg config.Config, log *slog.Logger) (*Pooler, error) {
 		entrance: entrance{max: cfg.Pooler.MaxLoginConnPerAddress, from: map[netip.Addr]int{}},
 		logins:   make(chan struct{}, cfg.Pooler.MaxLoginConn), cancels: make(chan struct{}, cfg.Pooler.MaxCancelRequests),
 	}
-	var err error
-	if p.users, err = p.loadUsers(); err != nil {
-		return nil, err
-	}
-	if p.tls, err = newClientTLS(cfg.Pooler); err != nil {
-		return nil, err
-	}
-	if p.proxies, err = proxies(cfg.Pooler.ProxyProtocolFrom); err != nil {
+	if err := p.ReloadGate(cfg.Pooler); err != nil {
 		return nil, err
 	}
 	if err := p.newWorkers(cfg.Pooler.Workers); err != nil {

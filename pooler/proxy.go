@@ -56,7 +56,7 @@ func proxies(texts []string) ([]netip.Prefix, error) {
 // isProxy reports whether a connection comes from a proxy that tells from whom it has it.
 func (p *Pooler) isProxy(conn net.Conn) bool {
 	address := addressOf(conn)
-	for _, prefix := range p.proxies {
+	for _, prefix := range p.gate.Load().proxies {
 		if prefix.Contains(address) {
 			return true
 		}

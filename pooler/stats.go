@@ -62,7 +62,7 @@ func (p *Pooler) Stats() Stats {
 		AcceptErrors: n.acceptErrors.Load(), MaxClientConn: p.cfg.MaxClientConn, WaitBuckets: pool.WaitBuckets[:], Pools: pools,
 		Limits: LimitHits{
 			MaxClientConn: n.clientLimitHits.Load(), MaxLoginConn: n.loginLimitHits.Load(), MaxLoginConnAddress: n.addressLimitHits.Load(),
-			AuthQueryCacheMax: p.users.QueryCacheOverflows(), MaxPools: poolHits,
+			AuthQueryCacheMax: p.gate.Load().users.QueryCacheOverflows(), MaxPools: poolHits,
 			MaxCancelRequests: n.cancelLimitHits.Load(), MaxPipelineMessages: n.pipelineLimitHits.Load(),
 			ClientWriteTimeout: n.writeTimeouts.Load(), MaxClientNotifications: n.notificationsDropped.Load(),
 		},

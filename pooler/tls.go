@@ -155,15 +155,15 @@ func (t *clientTLS) identify(state tls.ConnectionState) (verified bool, commonNa
 }
 
 // encrypt accepts a client's request for encryption.
-func (p *Pooler) encrypt(conn net.Conn) (net.Conn, error) {
+func (t *clientTLS) encrypt(conn net.Conn) (net.Conn, error) {
 	if _, err := conn.Write([]byte{'S'}); err != nil {
 		return nil, err
 	}
-	return p.handshake(conn)
+	return t.handshake(conn)
 }
 
-func (p *Pooler) handshake(conn net.Conn) (*tls.Conn, error) {
-	secure := tls.Server(conn, p.tls.config)
+func (t *clientTLS) handshake(conn net.Conn) (*tls.Conn, error) {
+	secure := tls.Server(conn, t.config)
 	if err := secure.Handshake(); err != nil {
 		return nil, fmt.Errorf("TLS handshake: %w", err)
 	}
@@ -172,11 +172,11 @@ func (p *Pooler) handshake(conn net.Conn) (*tls.Conn, error) {
 
 // encryptDirectly begins TLS with a client that has not asked for it first (sslnegotiation=direct). It has to name the protocol, so
 // that nobody can lead it here who wants something else: ProcessSSLStartup in src/backend/tcop/backend_startup.c.
-func (p *Pooler) encryptDirectly(conn net.Conn) (net.Conn, error) {
-	if p.tls == nil {
+func (g *gate) encryptDirectly(conn net.Conn) (net.Conn, error) {
+	if g.tls == nil {
 		return nil, pgwire.Fatal("08P01", "invalid length of startup packet") // what it would have been without
 	}
-	secure, err := p.handshake(conn)
+	secure, err := g.tls.handshake(conn)
 	if err != nil {
 		return nil, err
 	}

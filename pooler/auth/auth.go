@@ -38,7 +38,6 @@ type Users struct {
 	idents  Idents
 	users   map[string]*user
 	queries *lookups     // nil without auth_query
-	mock    [32]byte     // makes up the salts of users who do not exist
 	rounds  atomic.Int64 // of the secrets that are known; those of the others are made up to have as many
 	scram   bool         // most secrets that are listed are no MD5 ones, as then those that are made up for pooler.auth.type md5
 }
@@ -61,7 +60,6 @@ func Load(cfg config.Auth, listed map[string]config.User, query Query) (*Users, 
 	}
 	u := &Users{method: method, users: map[string]*user{}}
 	u.rounds.Store(iterations)
-	_, _ = rand.Read(u.mock[:]) // crypto/rand never fails
 	if err := u.loadRules(cfg); err != nil {
 		return nil, err
 	}
@@ -248,6 +246,10 @@ func (one *user) credentials(clientKey []byte) Credentials {
 	return Credentials{}
 }
 
+// roundsLearntMax bounds the iterations that are made up because auth_query has told of somebody who has as many: whoever may set its own
+// password in Postgres could else make each login here as expensive as it likes.
+const roundsLearntMax = 100_000
+
 // find returns the user, or nil if there is none.
 func (u *Users) find(ctx context.Context, ask Request) (*user, error) {
 	if found := u.users[ask.User]; found != nil || u.queries == nil || ask.Lookup == "" {
@@ -260,7 +262,7 @@ func (u *Users) find(ctx context.Context, ask Request) (*user, error) {
 		}
 		// What was asked for costs the keys of one plain password, whatever the answer was.
 		password := found.secret.text
-		if found.secret.kind == kindSCRAM {
+		if found.secret.kind == kindSCRAM && found.secret.keys.Iters <= roundsLearntMax {
 			u.rounds.Store(int64(found.secret.keys.Iters))
 		}
 		keys, err := credentialsOf(password, u.factors(ask.User))
@@ -296,9 +298,16 @@ func (u *Users) keysOf(one *user) (scram.StoredCredentials, error) {
 	return scram.StoredCredentials{KeyFactors: u.factors(one.name), StoredKey: key, ServerKey: key}, nil
 }
 
+// mock makes up the salts of users who do not exist. It stays what it is when users are read again.
+var mock = sync.OnceValue(func() (secret [32]byte) {
+	_, _ = rand.Read(secret[:]) // crypto/rand never fails
+	return secret
+})
+
 // factors are salt and iterations for a name that has none: the same each time for as long as the process lives.
 func (u *Users) factors(name string) scram.KeyFactors {
-	mac := hmac.New(sha256.New, u.mock[:])
+	secret := mock()
+	mac := hmac.New(sha256.New, secret[:])
 	mac.Write([]byte(name))
 	return scram.KeyFactors{Salt: string(mac.Sum(nil)[:saltLen]), Iters: int(u.rounds.Load())}
 }
