@@ -27,6 +27,9 @@ type Postgres struct {
 // Pooler configures the data plane. Names are PgBouncer's where PgBouncer has the setting.
 type Pooler struct {
 	Listen                []string `yaml:"listen"`
+	UnixSocketDir         string   `yaml:"unix_socket_dir"`
+	UnixSocketMode        string   `yaml:"unix_socket_mode"`
+	ProxyProtocolFrom     []string `yaml:"proxy_protocol_from"`
 	PoolMode              string   `yaml:"pool_mode"`
 	DefaultPoolSize       int      `yaml:"default_pool_size"`
 	MaxClientConn         int      `yaml:"max_client_conn"`
@@ -48,7 +51,15 @@ type Pooler struct {
 	ClientTLSSSLMode            string   `yaml:"client_tls_sslmode"`
 	ClientTLSCertFile           string   `yaml:"client_tls_cert_file"`
 	ClientTLSKeyFile            string   `yaml:"client_tls_key_file"`
+	ClientTLSCAFile             string   `yaml:"client_tls_ca_file"`
+	ClientTLSProtocols          string   `yaml:"client_tls_protocols"`
+	ClientTLSCiphers            string   `yaml:"client_tls_ciphers"`
+	ServerTLSSSLMode            string   `yaml:"server_tls_sslmode"`
+	ServerTLSCAFile             string   `yaml:"server_tls_ca_file"`
+	ServerTLSCertFile           string   `yaml:"server_tls_cert_file"`
+	ServerTLSKeyFile            string   `yaml:"server_tls_key_file"`
 	MaxLoginConn                int      `yaml:"max_login_conn"`
+	MaxLoginConnPerAddress      int      `yaml:"max_login_conn_per_address"`
 	MaxPools                    int      `yaml:"max_pools"`
 	MaxCancelRequests           int      `yaml:"max_cancel_requests"`
 	MaxParameterSets            int      `yaml:"max_parameter_sets"`
@@ -77,9 +88,13 @@ type Database struct {
 	Password Secret `yaml:"password"`
 	PoolMode string `yaml:"pool_mode"`
 	PoolSize int    `yaml:"pool_size"`
+
+	AuthUser   string `yaml:"auth_user"`
+	AuthQuery  string `yaml:"auth_query"`
+	AuthDBName string `yaml:"auth_dbname"`
 }
 
-// User is one who may log in: Password is the plain text or a SCRAM-SHA-256 secret as pg_authid.rolpassword holds it.
+// User is one who may log in: Password is the plain text, or an MD5 or SCRAM-SHA-256 secret as pg_authid.rolpassword holds it.
 type User struct {
 	Password Secret `yaml:"password"`
 	PoolMode string `yaml:"pool_mode"`
@@ -87,8 +102,17 @@ type User struct {
 
 // Auth says how clients prove who they are.
 type Auth struct {
-	Type string `yaml:"type"`
-	File string `yaml:"file"`
+	Type      string `yaml:"type"`
+	File      string `yaml:"file"`
+	HBAFile   string `yaml:"hba_file"`
+	IdentFile string `yaml:"ident_file"`
+
+	User               string   `yaml:"user"`
+	Query              string   `yaml:"query"`
+	DBName             string   `yaml:"dbname"`
+	QueryCacheMax      int      `yaml:"query_cache_max"`
+	QueryCacheLifetime Duration `yaml:"query_cache_lifetime"`
+	QueryConnections   int      `yaml:"query_connections"`
 }
 
 // Archive configures the way from Postgres to the store.

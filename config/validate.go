@@ -145,12 +145,7 @@ func validate(cfg *Config) []Problem {
 	for key, address := range map[string]string{"http.pooler": cfg.HTTP.Pooler, "http.archiver": cfg.HTTP.Archiver} {
 		check(address == "" || isAddress(address), key, fmt.Sprintf("%q is no host:port", address))
 	}
-	encrypts := cfg.Pooler.ClientTLSSSLMode != "" && cfg.Pooler.ClientTLSSSLMode != "disable"
-	check(!encrypts || cfg.Pooler.ClientTLSCertFile != "", "pooler.client_tls_sslmode", "needs pooler.client_tls_cert_file")
-	check(!encrypts || cfg.Pooler.ClientTLSKeyFile != "", "pooler.client_tls_sslmode", "needs pooler.client_tls_key_file")
-	for name, user := range cfg.Pooler.Users {
-		check(!md5Secret.MatchString(user.Password.Reveal()), "pooler.users."+name+".password", "is an MD5 secret; only a plain password or a SCRAM-SHA-256 secret works")
-	}
+	problems = append(problems, validateLogin(cfg.Pooler)...)
 	check(cfg.Verify.Directory == "" || strings.HasPrefix(cfg.Verify.Directory, "/"), "verify.directory", "must be an absolute path")
 	if zone := cfg.Restore.TimeZone; zone != "" {
 		_, err := time.LoadLocation(zone)
@@ -158,8 +153,6 @@ func validate(cfg *Config) []Problem {
 	}
 	return problems
 }
-
-var md5Secret = regexp.MustCompile(`^md5[0-9a-f]{32}$`)
 
 // isAddress reports whether text is host:port with a port from 0 to 65535; zero lets the system choose.
 func isAddress(text string) bool {

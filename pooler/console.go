@@ -18,7 +18,7 @@ func (p *Pooler) console(conn net.Conn, in *bufio.Reader, ask request) error {
 	if err := negotiate(conn, ask); err != nil {
 		return err
 	}
-	last, err := p.authenticate(conn, in, ask.user)
+	last, _, err := p.authenticate(conn, in, ask)
 	if err != nil {
 		return err
 	}

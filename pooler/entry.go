@@ -4,6 +4,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"net/netip"
 	"time"
 
 	"pitr/internal/pgwire"
@@ -13,10 +14,11 @@ import (
 
 // entry is a client's way from the end of its authentication, which a goroutine of its own has done, to ReadyForQuery.
 type entry struct {
-	params *session.Params
-	tell   []byte // the last message of the authentication, if it has one
-	timer  *time.Timer
-	remote string
+	params  *session.Params
+	tell    []byte // the last message of the authentication, if it has one
+	timer   *time.Timer
+	remote  string
+	address netip.Addr
 }
 
 // enter hands a client that has shown who it is to its worker. early is what it has already sent behind its login.
@@ -85,9 +87,9 @@ func (c *client) greet(welcome []pgwire.Param) {
 		c.entry.timer.Stop()
 	}
 	out := append(pgwire.AppendHeader(c.entry.tell, 'R', 4), 0, 0, 0, 0) // AuthenticationOk
+	c.pooler.loginOver(c.entry.address)
 	c.entry, c.waits = nil, waitsForNothing
 	c.pooler.counters.logins.Add(1)
-	c.pooler.loggedIn()
 	for _, param := range welcome {
 		out = pgwire.AppendParameterStatus(out, param)
 	}

@@ -2,7 +2,6 @@ package pooler
 
 import (
 	"bufio"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -14,7 +13,7 @@ import (
 
 	"pitr/internal/pgwire"
 	"pitr/pooler/admin"
-	"pitr/pooler/auth"
+	"pitr/pooler/loop"
 	"pitr/pooler/pool"
 	"pitr/pooler/session"
 )
@@ -26,7 +25,8 @@ func (p *Pooler) login(conn net.Conn) (c *client, over net.Conn, early []byte, e
 	if err := conn.SetDeadline(time.Now().Add(p.cfg.ClientLoginTimeout.D())); err != nil {
 		return nil, conn, nil, err
 	}
-	conn, in, startup, err := p.readStartup(conn)
+	g := p.gate.Load()
+	conn, in, startup, err := g.readStartup(conn)
 	if err != nil {
 		return nil, conn, nil, err
 	}
@@ -38,6 +38,7 @@ func (p *Pooler) login(conn net.Conn) (c *client, over net.Conn, early []byte, e
 	if err != nil {
 		return nil, conn, nil, err
 	}
+	ask.gate = g
 	if ask.database == admin.Database {
 		return nil, conn, nil, p.console(conn, in, ask)
 	}
@@ -59,7 +60,7 @@ func (p *Pooler) admit(c *client, conn net.Conn, in *bufio.Reader, ask request) 
 	if err := negotiate(conn, ask); err != nil {
 		return err
 	}
-	last, err := p.authenticate(conn, in, ask.user)
+	last, shown, err := p.authenticate(conn, in, ask)
 	if err != nil {
 		return err
 	}
@@ -73,24 +74,30 @@ func (p *Pooler) admit(c *client, conn net.Conn, in *bufio.Reader, ask request) 
 		p.log.Error("pool not made", "database", ask.database, "user", ask.user, "error", err)
 		return pgwire.Fatal("58000", "the pooler's configuration for this database cannot be used; its log says why")
 	}
+	if servers.Key().User == ask.user {
+		servers.Learn(shown)
+	}
 	c.pool, c.options = servers, p.options(ask)
-	c.entry = &entry{params: ask.params, tell: last, remote: conn.RemoteAddr().String()}
+	c.entry = &entry{params: ask.params, tell: last, remote: conn.RemoteAddr().String(), address: addressOf(conn)}
 	return nil
 }
 
 // readStartup reads packets until one of them asks for more than encryption. It returns the connection, encrypted if that was asked
 // for and is offered, and a reader of it.
-func (p *Pooler) readStartup(conn net.Conn) (net.Conn, *bufio.Reader, pgwire.Startup, error) {
-	in := bufio.NewReaderSize(conn, int(p.cfg.PktBuf))
+func (g *gate) readStartup(conn net.Conn) (net.Conn, *bufio.Reader, pgwire.Startup, error) {
+	in := bufio.NewReaderSize(conn, int(g.cfg.PktBuf))
 	var asked [pgwire.StartupCancel + 1]bool
-	encrypted := false
+	conn, encrypted, err := g.readDirectTLS(conn, in)
+	if err != nil {
+		return conn, in, pgwire.Startup{}, err
+	}
 	for {
 		startup, err := readPacket(in)
 		if err != nil {
 			return conn, in, startup, err
 		}
 		if startup.Kind != pgwire.StartupSSL && startup.Kind != pgwire.StartupGSS {
-			if !encrypted && startup.Kind == pgwire.StartupSession && p.cfg.ClientTLSSSLMode == "require" {
+			if !encrypted && startup.Kind == pgwire.StartupSession && g.mustEncrypt(conn) {
 				return conn, in, startup, pgwire.Fatal("28000", "SSL connection is required (pooler.client_tls_sslmode)")
 			}
 			return conn, in, startup, nil
@@ -103,19 +110,40 @@ func (p *Pooler) readStartup(conn net.Conn) (net.Conn, *bufio.Reader, pgwire.Sta
 			return conn, in, startup, pgwire.Fatal("08P01", "encryption was asked for twice")
 		}
 		asked[startup.Kind] = true
-		if startup.Kind == pgwire.StartupGSS || p.tls == nil {
+		if startup.Kind == pgwire.StartupGSS || g.tls == nil {
 			if _, err := conn.Write([]byte{'N'}); err != nil {
 				return conn, in, startup, err
 			}
 			continue
 		}
-		secure, err := p.encrypt(conn)
+		secure, err := g.tls.encrypt(conn)
 		if err != nil {
 			return conn, in, startup, err
 		}
 		conn, encrypted = secure, true
 		in.Reset(conn)
 	}
+}
+
+// tlsHandshake is the first byte of a client that begins TLS without asking: ContentType handshake in RFC 8446, section 5.1. A packet
+// that begins with it would be longer than any may be.
+const tlsHandshake = 0x16
+
+// readDirectTLS looks at a client's first byte, and begins TLS if the client has.
+func (g *gate) readDirectTLS(conn net.Conn, in *bufio.Reader) (over net.Conn, encrypted bool, err error) {
+	first, err := in.Peek(1)
+	if err != nil || first[0] != tlsHandshake {
+		return conn, false, err
+	}
+	stream := conn.(*loop.Stream)
+	early, _ := in.Peek(in.Buffered())
+	stream.Unread(early)
+	secure, err := g.encryptDirectly(stream)
+	if secure == nil {
+		return conn, false, err
+	}
+	in.Reset(secure)
+	return secure, true, err
 }
 
 // readPacket reads one packet of a client that has not begun a session.
@@ -128,12 +156,11 @@ func readPacket(in *bufio.Reader) (pgwire.Startup, error) {
 	if err != nil {
 		return pgwire.Startup{}, protocolViolation(err)
 	}
-	packet := make([]byte, length)
-	copy(packet, head[:])
-	if _, err := io.ReadFull(in, packet[len(head):]); err != nil {
+	body, err := readBody(in, length-len(head))
+	if err != nil {
 		return pgwire.Startup{}, err
 	}
-	startup, err := pgwire.ParseStartup(packet)
+	startup, err := pgwire.ParseStartup(append(head[:], body...))
 	if err != nil {
 		return pgwire.Startup{}, protocolViolation(err)
 	}
@@ -149,6 +176,7 @@ func protocolViolation(err error) error {
 
 // request is what a startup packet asks for.
 type request struct {
+	gate           *gate
 	user, database string
 	params         *session.Params
 	negotiate      bool     // the client speaks a newer minor version, or protocol options
@@ -211,62 +239,6 @@ func send(conn net.Conn, message pgproto3.BackendMessage) error {
 	}
 	_, err = conn.Write(out)
 	return err
-}
-
-// authenticate lets the client show who it is. What is to be told last is returned, to be sent together with what follows.
-func (p *Pooler) authenticate(conn net.Conn, in *bufio.Reader, user string) (last []byte, err error) {
-	refused := pgwire.Fatal("28P01", fmt.Sprintf("password authentication failed for user %q", user))
-	if trusted, unknown := p.users.Trusted(user); unknown {
-		return nil, pgwire.Fatal("28000", fmt.Sprintf("user %q may not log in", user))
-	} else if trusted {
-		return nil, nil
-	}
-	conversation, err := p.users.Begin(user)
-	if err != nil {
-		return nil, err
-	}
-	if err := send(conn, &pgproto3.AuthenticationSASL{AuthMechanisms: []string{auth.Mechanism}}); err != nil {
-		return nil, err
-	}
-	body, err := readPassword(in)
-	if err != nil {
-		return nil, err
-	}
-	var initial pgproto3.SASLInitialResponse
-	if err := initial.Decode(body); err != nil || initial.AuthMechanism != auth.Mechanism {
-		return nil, pgwire.Fatal("08P01", "client selected an invalid SASL authentication mechanism")
-	}
-	answer, _, err := conversation.Step(initial.Data)
-	if err != nil {
-		return nil, refused
-	}
-	if err := send(conn, &pgproto3.AuthenticationSASLContinue{Data: answer}); err != nil {
-		return nil, err
-	}
-	if body, err = readPassword(in); err != nil {
-		return nil, err
-	}
-	answer, done, err := conversation.Step(body)
-	if err != nil || !done {
-		return nil, refused
-	}
-	final := pgproto3.AuthenticationSASLFinal{Data: answer}
-	return final.Encode(nil)
-}
-
-// readPassword reads one message of the client's side of a login.
-func readPassword(in *bufio.Reader) ([]byte, error) {
-	var head [pgwire.HeaderLen]byte
-	if _, err := io.ReadFull(in, head[:]); err != nil {
-		return nil, err
-	}
-	length := binary.BigEndian.Uint32(head[1:])
-	if head[0] != pgwire.Password || length < 4 || length > auth.MessageLenMax+4 {
-		return nil, pgwire.Fatal("08P01", "expected SASL response, got something else")
-	}
-	body := make([]byte, length-4)
-	_, err := io.ReadFull(in, body)
-	return body, err
 }
 
 var errLoginTimeout = pgwire.Fatal("08P01", "client_login_timeout")

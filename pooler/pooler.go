@@ -6,12 +6,13 @@ package pooler
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net"
+	"net/netip"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -27,15 +28,15 @@ import (
 type Pooler struct {
 	cfg       config.Pooler
 	log       *slog.Logger
-	users     *auth.Users
+	gate      atomic.Pointer[gate]
 	pools     *pool.Set
-	tls       *tls.Config // towards clients; nil without
 	listeners []net.Listener
 	workers   []*worker
 	sessions  map[string]*session.Options // by pool mode
 	loops     sync.WaitGroup              // the goroutines of workers
-	logins    chan struct{}               // one token for each client that has not logged in
-	cancels   chan struct{}               // one token for each cancel request on its way
+	entrance  entrance
+	logins    chan struct{} // one token for each client that has not logged in
+	cancels   chan struct{} // one token for each cancel request on its way
 	counters  counters
 	work      sync.WaitGroup // clients, and those who are not clients yet
 
@@ -49,24 +50,21 @@ type Pooler struct {
 
 // New checks the configuration and reads the users. It opens no socket.
 func New(cfg config.Config, log *slog.Logger) (*Pooler, error) {
-	users, err := auth.Load(cfg.Pooler.Auth, cfg.Pooler.Users)
-	if err != nil {
-		return nil, err
-	}
-	if err := pool.CheckDSN(cfg.Postgres.DSN); err != nil {
+	if err := errors.Join(pool.CheckDSN(cfg.Postgres.DSN), pool.CheckEncryption(cfg.Pooler)); err != nil {
 		return nil, err
 	}
 	p := &Pooler{
-		cfg: cfg.Pooler, log: log, users: users, sessions: sessionOptions(cfg.Pooler), clients: map[uint32]*client{}, listens: map[string]*subscriptions{}, conns: map[net.Conn]struct{}{},
-		logins: make(chan struct{}, cfg.Pooler.MaxLoginConn), cancels: make(chan struct{}, cfg.Pooler.MaxCancelRequests),
+		cfg: cfg.Pooler, log: log, sessions: sessionOptions(cfg.Pooler), clients: map[uint32]*client{}, listens: map[string]*subscriptions{}, conns: map[net.Conn]struct{}{},
+		entrance: entrance{max: cfg.Pooler.MaxLoginConnPerAddress, from: map[netip.Addr]int{}},
+		logins:   make(chan struct{}, cfg.Pooler.MaxLoginConn), cancels: make(chan struct{}, cfg.Pooler.MaxCancelRequests),
 	}
-	if p.tls, err = serverTLS(cfg.Pooler); err != nil {
+	if err := p.ReloadGate(cfg.Pooler); err != nil {
 		return nil, err
 	}
 	if err := p.newWorkers(cfg.Pooler.Workers); err != nil {
 		return nil, err
 	}
-	p.pools = pool.NewSet(cfg.Pooler, cfg.Postgres.DSN, users.Password, pool.Driver{Dial: dialStream, Attach: p.attach}, log)
+	p.pools = pool.NewSet(cfg.Pooler, cfg.Postgres.DSN, p.stored, pool.Driver{Dial: dialStream, Binding: auth.Binding, Attach: p.attach}, log)
 	return p, nil
 }
 
@@ -91,6 +89,15 @@ func (p *Pooler) Listen() error {
 		}
 		p.listeners = append(p.listeners, listener)
 	}
+	if p.cfg.UnixSocketDir == "" {
+		return nil
+	}
+	listener, err := listenUnix(p.cfg, p.Addr().(*net.TCPAddr).Port)
+	if err != nil {
+		p.closeListeners()
+		return err
+	}
+	p.listeners = append(p.listeners, listener)
 	return nil
 }
 
@@ -151,14 +158,12 @@ func (p *Pooler) accept(ctx context.Context, listener net.Listener) {
 			}
 			continue
 		}
-		select {
-		case p.logins <- struct{}{}:
-			p.work.Add(1)
-			go p.serve(conn)
-		default:
-			p.counters.loginLimitHits.Add(1)
-			refuse(conn, pgwire.Fatal("53300", "no more connections are allowed to log in at the same time (max_login_conn)"))
+		if failure := p.admitLogin(conn); failure != nil {
+			refuse(conn, failure)
+			continue
 		}
+		p.work.Add(1)
+		go p.serve(conn)
 	}
 }
 
@@ -171,21 +176,25 @@ func refuse(conn net.Conn, failure *pgwire.Failure) {
 
 // serve is the goroutine of one client, which ends when the client has logged in or has failed to.
 func (p *Pooler) serve(raw net.Conn) {
-	conn := net.Conn(loop.NewStream(raw))
 	if !p.track(raw) {
-		<-p.logins
+		p.loginOver(p.countedAddress(raw))
 		p.work.Done()
-		refuse(conn, errShutdown)
+		refuse(raw, errShutdown)
 		return
 	}
-	c, conn, early, err := p.login(conn)
+	var c *client
+	var early []byte
+	conn, address, err := p.readProxy(raw)
+	if err == nil {
+		c, conn, early, err = p.login(conn)
+	}
 	if err == nil && c != nil {
 		if err = p.enter(c, raw, conn, early); err == nil {
 			return
 		}
 	}
 	p.untrack(raw)
-	<-p.logins
+	p.loginOver(address)
 	if err != nil {
 		p.loginFailed(conn, err)
 	} else {
@@ -197,14 +206,11 @@ func (p *Pooler) serve(raw net.Conn) {
 	p.work.Done()
 }
 
-// loggedIn notes that a client is none of those who are about to log in any more.
-func (p *Pooler) loggedIn() { <-p.logins }
-
 // gone forgets a client that has ended on its worker.
 func (p *Pooler) gone(c *client, failure *pgwire.Failure) {
 	c.worker.clients.Add(-1)
 	if c.entry != nil {
-		p.loggedIn()
+		p.loginOver(c.entry.address)
 		p.counters.loginFailures.Add(1)
 		reason := error(net.ErrClosed)
 		if failure != nil {

@@ -12,6 +12,7 @@ type counters struct {
 	clientLimitHits, loginLimitHits, cancelLimitHits atomic.Uint64
 	pipelineLimitHits, writeTimeouts, cancelRequests atomic.Uint64
 	serversLost, notificationsDropped                atomic.Uint64
+	addressLimitHits                                 atomic.Uint64
 }
 
 // Stats is a snapshot. Counters count since the start.
@@ -39,6 +40,8 @@ type Stats struct {
 type LimitHits struct {
 	MaxClientConn       uint64
 	MaxLoginConn        uint64
+	MaxLoginConnAddress uint64 // max_login_conn_per_address
+	AuthQueryCacheMax   uint64 // auth.query_cache_max
 	MaxPools            uint64
 	MaxCancelRequests   uint64
 	MaxPipelineMessages uint64
@@ -58,7 +61,8 @@ func (p *Pooler) Stats() Stats {
 		Logins:       n.logins.Load(), LoginFailures: n.loginFailures.Load(), CancelRequests: n.cancelRequests.Load(), ServersLost: n.serversLost.Load(),
 		AcceptErrors: n.acceptErrors.Load(), MaxClientConn: p.cfg.MaxClientConn, WaitBuckets: pool.WaitBuckets[:], Pools: pools,
 		Limits: LimitHits{
-			MaxClientConn: n.clientLimitHits.Load(), MaxLoginConn: n.loginLimitHits.Load(), MaxPools: poolHits,
+			MaxClientConn: n.clientLimitHits.Load(), MaxLoginConn: n.loginLimitHits.Load(), MaxLoginConnAddress: n.addressLimitHits.Load(),
+			AuthQueryCacheMax: p.gate.Load().users.QueryCacheOverflows(), MaxPools: poolHits,
 			MaxCancelRequests: n.cancelLimitHits.Load(), MaxPipelineMessages: n.pipelineLimitHits.Load(),
 			ClientWriteTimeout: n.writeTimeouts.Load(), MaxClientNotifications: n.notificationsDropped.Load(),
 		},

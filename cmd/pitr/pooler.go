@@ -65,7 +65,8 @@ func poolerMetrics(st pooler.Stats) []monitor.Metric {
 		"max_client_conn": st.Limits.MaxClientConn, "max_login_conn": st.Limits.MaxLoginConn, "max_pools": st.Limits.MaxPools,
 		"max_cancel_requests": st.Limits.MaxCancelRequests, "max_pipeline_messages": st.Limits.MaxPipelineMessages,
 		"max_parameter_sets": st.Limits.MaxParameterSets, "query_wait_timeout": st.Limits.QueryWaitTimeout, "client_write_timeout": st.Limits.ClientWriteTimeout,
-		"max_client_notifications": st.Limits.MaxClientNotifications,
+		"max_client_notifications": st.Limits.MaxClientNotifications, "max_login_conn_per_address": st.Limits.MaxLoginConnAddress,
+		"auth.query_cache_max": st.Limits.AuthQueryCacheMax,
 	} {
 		m := counter("pitr_limit_hits_total", "Times that a limit was reached, by its setting.", hits)
 		m.Labels = map[string]string{"setting": setting}

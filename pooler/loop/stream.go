@@ -11,14 +11,23 @@ import (
 // Stream is a net.Conn that can be given to a loop later, alone or under a *tls.Conn. Until then it is what it wraps.
 type Stream struct {
 	net.Conn
-	conn *Conn // once a loop drives it; it is then used by TLS only
+	early []byte // was read and given back
+	conn  *Conn  // once a loop drives it; it is then used by TLS only
 }
 
 // NewStream wraps a TCP or Unix socket.
 func NewStream(conn net.Conn) *Stream { return &Stream{Conn: conn} }
 
+// Unread makes the next reads return these bytes, which it copies. It is called before a loop has the Stream.
+func (s *Stream) Unread(b []byte) { s.early = append([]byte(nil), b...) }
+
 // Read implements net.Conn.
 func (s *Stream) Read(b []byte) (int, error) {
+	if len(s.early) > 0 {
+		n := copy(b, s.early)
+		s.early = s.early[n:]
+		return n, nil
+	}
 	if s.conn == nil {
 		return s.Conn.Read(b)
 	}

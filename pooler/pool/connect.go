@@ -2,8 +2,10 @@ package pool
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
 	"fmt"
+	"net"
 	"slices"
 	"time"
 
@@ -28,11 +30,15 @@ func (e *ConnectError) Unwrap() error { return e.Cause }
 func (e *ConnectError) Reason() string {
 	var pgErr *pgconn.PgError
 	if errors.As(e.Cause, &pgErr) && e.NoPassword && pgErr.Code == "28P01" {
-		// A SCRAM secret proves who the client is, but it cannot be used to log in elsewhere.
-		return "server login failed: the pooler knows no plain password for this user; set pooler.databases.*.password or pooler.users.*.password"
+		// A SCRAM secret proves who the client is, but it cannot be used to log in elsewhere before a client has shown its key.
+		return "server login failed: the pooler knows no password or key of this user; set pooler.databases.*.password or pooler.users.*.password, or let clients log in by SCRAM with the server's own secret"
 	}
 	if pgErr != nil {
 		return "server login failed: " + pgErr.Message
+	}
+	var proof proofError
+	if errors.As(e.Cause, &proof) {
+		return "server login failed: " + proof.Error()
 	}
 	return "server is not reachable"
 }
@@ -46,22 +52,29 @@ func connectError(err error) *ConnectError {
 }
 
 // dialer knows where and as whom to log in.
-type dialer struct{ config *pgconn.Config }
+type dialer struct {
+	config      *pgconn.Config
+	credentials Credentials // where config has no password
+	bound       func(*x509.Certificate) []byte
+}
 
 // newDialer follows the rules in config/settings.go: what the database's entry leaves open comes from the DSN.
-func newDialer(dial pgconn.DialFunc, dsn config.DSN, db config.Database, key Key, password string) (dialer, error) {
-	cfg, err := pgconn.ParseConfig(dsn.Reveal())
+func (s *Set) newDialer(db config.Database, key Key, known Credentials) (dialer, error) {
+	cfg, err := parseDSN(s.dsn)
 	if err != nil {
-		return dialer{}, fmt.Errorf("postgres.dsn: %w", err)
+		return dialer{}, err
 	}
 	if db.Host != "" || db.Port != 0 {
 		moveTo(cfg, db.Host, uint16(db.Port))
 	}
+	if err := encryptionOf(s.cfg).apply(cfg); err != nil {
+		return dialer{}, err
+	}
 	switch {
 	case db.Password != "":
 		cfg.Password = db.Password.Reveal()
-	case password != "":
-		cfg.Password = password
+	case known.Password != "":
+		cfg.Password = known.Password
 	case key.User != cfg.User:
 		cfg.Password = ""
 	}
@@ -72,10 +85,33 @@ func newDialer(dial pgconn.DialFunc, dsn config.DSN, db config.Database, key Key
 	if cfg.RuntimeParams["application_name"] == "" {
 		cfg.RuntimeParams["application_name"] = "pitr"
 	}
-	if dial != nil {
-		cfg.DialFunc = dial
+	if s.driver.Dial != nil {
+		cfg.DialFunc = s.driver.Dial
 	}
-	return dialer{cfg}, nil
+	return dialer{config: cfg, credentials: known, bound: s.driver.Binding}, nil
+}
+
+// prepare returns how the next connection is made.
+func (d dialer) prepare() *pgconn.Config {
+	cfg := d.config.Copy()
+	if cfg.Password == "" {
+		cfg.Password = d.credentials.Password
+	}
+	if cfg.Password == "" && !d.credentials.empty() {
+		mustBind := cfg.ChannelBinding == "require" // pgconn would not see that it was done
+		if mustBind {
+			cfg.ChannelBinding = "prefer"
+		}
+		cfg.AfterNetConnect = func(_ context.Context, _ *pgconn.Config, conn net.Conn) (net.Conn, error) {
+			return &prover{Conn: conn, credentials: d.credentials, bound: d.bound, mustBind: mustBind}, nil
+		}
+	}
+	return cfg
+}
+
+// knowsNothing reports whether there is nothing to answer a question for a password with.
+func (d dialer) knowsNothing() bool {
+	return d.config != nil && d.config.Password == "" && d.credentials.empty()
 }
 
 // moveTo replaces the hosts of the DSN by one. Attempts that differ only in TLS (sslmode=prefer) are kept.
@@ -105,7 +141,7 @@ func moveTo(cfg *pgconn.Config, host string, port uint16) {
 func (d dialer) connect(ctx context.Context, timeout time.Duration) (*pgconn.PgConn, *pgconn.HijackedConn, error) {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	conn, err := pgconn.ConnectConfig(ctx, d.config.Copy())
+	conn, err := pgconn.ConnectConfig(ctx, d.prepare())
 	if err != nil {
 		return nil, nil, err
 	}
@@ -119,6 +155,11 @@ func (d dialer) connect(ctx context.Context, timeout time.Duration) (*pgconn.PgC
 	}
 	if hijacked.Frontend.ReadBufferLen() != 0 || hijacked.TxStatus != pgwire.Idle {
 		return nil, nil, errors.Join(errors.New("the server sent more than a login's answer"), hijacked.Conn.Close())
+	}
+	if proven, wrapped := hijacked.Conn.(*prover); wrapped {
+		if hijacked.Conn = proven.Conn; len(proven.in) > 0 || !proven.over {
+			return nil, nil, errors.Join(errors.New("the server's login did not come to its end"), hijacked.Conn.Close())
+		}
 	}
 	if err := hijacked.Conn.SetDeadline(time.Time{}); err != nil {
 		return nil, nil, errors.Join(err, hijacked.Conn.Close())
@@ -176,7 +217,7 @@ func (p *Pool) connectFailed(err error) {
 		return
 	}
 	p.lastErr = connectError(err)
-	p.lastErr.NoPassword = p.dial.config != nil && p.dial.config.Password == ""
+	p.lastErr.NoPassword = p.dial.knowsNothing()
 	// Nothing is launched before retryAt: what fails until then was on its way together with what has failed already, and says no more.
 	if now := time.Now(); !now.Before(p.retryAt) {
 		pause := min(backoffMin<<min(p.failures, 20), p.set.cfg.ServerLoginRetry.D())

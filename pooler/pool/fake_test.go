@@ -122,7 +122,7 @@ type world struct {
 func newWorld(t testing.TB, cfg config.Pooler) *world {
 	t.Helper()
 	w := &world{fake: &postgres{}}
-	w.set = NewSet(cfg, "host=127.0.0.1 user=u sslmode=disable", func(string) (string, bool) { return "", false },
+	w.set = NewSet(cfg, "host=127.0.0.1 user=u sslmode=disable", func(string) Credentials { return Credentials{} },
 		Driver{Dial: w.fake.dial, Attach: attach}, slog.New(slog.NewTextHandler(io.Discard, nil)))
 	var err error
 	if w.pool, err = w.set.Get("d", "u"); err != nil {

@@ -113,7 +113,7 @@ func (l *Listener) listen(ctx context.Context) error {
 	l.cut = cut
 	l.mu.Unlock()
 	l.pool.mu.Lock()
-	config := l.pool.dial.config.Copy()
+	config := l.pool.dial.prepare()
 	l.pool.mu.Unlock()
 	config.OnNotification = func(_ *pgconn.PgConn, n *pgconn.Notification) {
 		l.deliver(Notification{Process: n.PID, Channel: n.Channel, Payload: n.Payload})

@@ -2,6 +2,7 @@ package pool
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -25,9 +26,10 @@ var (
 type Set struct {
 	cfg       config.Pooler
 	dsn       config.DSN
-	passwords func(user string) (plain string, known bool)
+	passwords func(user string) Credentials
 	driver    Driver
 	log       *slog.Logger
+	asker     asker
 	ctx       context.Context // ends with Close; only for what the set itself started
 	stop      context.CancelFunc
 	work      sync.WaitGroup
@@ -43,14 +45,17 @@ type Set struct {
 type Driver struct {
 	// Dial opens a connection for the login; nil is the usual way.
 	Dial pgconn.DialFunc
+	// Binding returns the channel binding tls-server-end-point of a server's certificate, nil if it has none; nil means that there is none at all.
+	Binding func(*x509.Certificate) []byte
 	// Attach takes a connection over that has logged in, even if there is an error. It is driven once Wire.Start is called.
 	Attach func(server *Server, conn net.Conn) (Wire, error)
 }
 
-// NewSet returns an empty set and starts its janitor. passwords tells the plain password of a client's user where it is known.
-func NewSet(cfg config.Pooler, dsn config.DSN, passwords func(string) (string, bool), driver Driver, log *slog.Logger) *Set {
+// NewSet returns an empty set and starts its janitor. passwords tells what is known of a client's user before it has logged in.
+func NewSet(cfg config.Pooler, dsn config.DSN, passwords func(user string) Credentials, driver Driver, log *slog.Logger) *Set {
 	ctx, stop := context.WithCancel(context.Background())
 	s := &Set{cfg: cfg, dsn: dsn, passwords: passwords, driver: driver, log: log, ctx: ctx, stop: stop, pools: map[Key]*Pool{}, steered: map[string]steered{}}
+	s.asker.slots = make(chan struct{}, max(cfg.Auth.QueryConnections, 1))
 	s.work.Go(s.janitor)
 	return s
 }
@@ -63,6 +68,7 @@ func (s *Set) Close() {
 		p.close()
 	}
 	s.mu.Unlock()
+	s.asker.close()
 	s.work.Wait()
 }
 
@@ -113,8 +119,7 @@ func (s *Set) Get(database, user string) (*Pool, error) {
 		s.limitHits++
 		return nil, ErrTooManyPools
 	}
-	password, _ := s.passwords(key.User)
-	dial, err := newDialer(s.driver.Dial, s.dsn, s.moved(database, db), key, password)
+	dial, err := s.newDialer(s.moved(database, db), key, s.passwords(key.User))
 	if err != nil {
 		return nil, err
 	}
@@ -156,11 +161,10 @@ func (s *Set) Ready(ctx context.Context) error {
 func (s *Set) probeDialer() (dialer, error) {
 	for name, db := range s.cfg.Databases {
 		if db.User != "" && (name != "*" || db.DBName != "") {
-			password, _ := s.passwords(db.User)
-			return newDialer(s.driver.Dial, s.dsn, db, Key{Database: name, User: db.User}, password)
+			return s.newDialer(db, Key{Database: name, User: db.User}, s.passwords(db.User))
 		}
 	}
-	dial, err := newDialer(s.driver.Dial, s.dsn, config.Database{}, Key{}, "")
+	dial, err := s.newDialer(config.Database{}, Key{}, Credentials{})
 	if err != nil {
 		return dialer{}, err
 	}
@@ -195,6 +199,7 @@ func (s *Set) janitor() {
 			return
 		case now := <-ticker.C:
 			s.sweep(now)
+			s.asker.sweep(now, s.cfg.ServerIdleTimeout.D(), s.cfg.ServerLifetime.D())
 		}
 	}
 }

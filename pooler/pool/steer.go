@@ -89,16 +89,16 @@ func (s *Set) Move(database string, to Address) (from Address, err error) {
 		return Address{}, ErrNotPaused
 	}
 	db, _ := s.Database(database)
-	before, err := newDialer(s.driver.Dial, s.dsn, s.moved(database, db), Key{Database: database}, "")
+	before, err := s.newDialer(s.moved(database, db), Key{Database: database}, Credentials{})
 	if err != nil {
 		return Address{}, err
 	}
 	from = Address{before.config.Host, int(before.config.Port)}
 	now.moved = &to
 	s.steered[database] = now
+	s.work.Go(s.asker.forget)
 	for _, p := range s.poolsOf(database) {
-		password, _ := s.passwords(p.key.User)
-		dial, err := newDialer(s.driver.Dial, s.dsn, s.moved(database, db), p.key, password)
+		dial, err := s.newDialer(s.moved(database, db), p.key, s.passwords(p.key.User))
 		if err != nil {
 			return from, err
 		}
@@ -157,7 +157,10 @@ func (p *Pool) setPaused(paused bool) {
 func (p *Pool) redirect(dial dialer) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.dial = dial
+	learnt := p.dial.credentials
+	if p.dial = dial; dial.credentials.empty() {
+		p.dial.credentials = learnt
+	}
 	p.failures, p.retryAt, p.lastErr = 0, time.Time{}, nil
 	clear(p.welcomes)
 	p.baseline = nil
