@@ -24,7 +24,8 @@ type BackupOptions struct {
 	Full bool // refer to no other backup
 	BackupRules
 
-	auditOneIn int // see the constant; zero: that
+	expected   int64 // bytes of the databases, if they are known
+	auditOneIn int   // see the constant; zero: that
 
 	only replication.Host // that the backup is taken from; zero: where DSN leads to
 }
@@ -105,6 +106,7 @@ func takeBackup(ctx context.Context, opt BackupOptions) (repo.Backup, error) {
 	if err != nil && ctx.Err() == nil { // a backup that says less is better than none
 		opt.Log.Warn("collations, extensions and configuration of the server were not recorded with the backup", "error", err)
 	}
+	opt.expected = origin.Bytes()
 	stored, err := opt.Repo.StoredPacks(ctx)
 	if err != nil {
 		return b, err
@@ -262,6 +264,7 @@ func copyFiles(ctx context.Context, opt BackupOptions, source clusterFiles, b *r
 		pages.start = b.Start
 	}
 	p := newPipeline(ctx, opt, b.ID, before.known, pages, since)
+	p.progress.Expected = opt.expected
 	if before.backup != nil {
 		b.Previous, p.progress.Expected = before.backup.ID, before.backup.Bytes
 	}

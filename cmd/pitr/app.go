@@ -56,9 +56,9 @@ func newLogger(cfg config.Log) *slog.Logger {
 	}
 	opt := &slog.HandlerOptions{Level: level}
 	if cfg.Format == "json" {
-		return slog.New(slog.NewJSONHandler(os.Stderr, opt))
+		return slog.New(slog.NewJSONHandler(stderr, opt))
 	}
-	return slog.New(slog.NewTextHandler(os.Stderr, opt))
+	return slog.New(slog.NewTextHandler(stderr, opt))
 }
 
 // printJSON writes v for scripts.

@@ -33,7 +33,7 @@ func backupCommand(app *app) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			progress, began := newProgress(os.Stderr), time.Now()
+			progress, began := newProgress(), time.Now()
 			b, err := archiver.TakeBackup(cmd.Context(), archiver.BackupOptions{
 				DSN: cfg.Postgres.DSN.Reveal(), Repo: r, BufferMax: int64(cfg.Backup.BufferMax), WALWait: cfg.Backup.WALWait.D(), Log: log,
 				Full: full, BackupRules: rules,
@@ -93,7 +93,7 @@ func backupRules(cfg *config.Config) (archiver.BackupRules, error) {
 	return rules, nil
 }
 
-// progressText is one line of progress. The backup before says about how much there is to come.
+// progressText is one line of progress. The backup before, or the sizes of the databases, say about how much there is to come.
 func progressText(p archiver.BackupProgress, took time.Duration) string {
 	text := fmt.Sprintf("%d files, %s read, %s uploaded", p.Files, bytesText(p.Bytes), bytesText(p.StoredBytes))
 	if p.Extents > 0 {
@@ -132,32 +132,4 @@ func printBackups(w io.Writer, backups []repo.Backup, asJSON bool) error {
 			bytesText(b.Bytes), bytesText(b.StoredBytes), bytesText(b.UploadedBytes()), b.Timeline, b.Start, b.Stop, b.Major)
 	}
 	return table.Flush()
-}
-
-// progress shows one line that replaces itself, on a terminal only.
-type progress struct {
-	out   *os.File
-	shown bool
-}
-
-func newProgress(out *os.File) *progress {
-	info, err := out.Stat()
-	if err != nil || info.Mode()&os.ModeCharDevice == 0 {
-		return &progress{}
-	}
-	return &progress{out: out}
-}
-
-func (p *progress) show(text string) {
-	if p.out != nil {
-		fmt.Fprintf(p.out, "\r\x1b[K%s", text)
-		p.shown = true
-	}
-}
-
-func (p *progress) done() {
-	if p.shown {
-		fmt.Fprint(p.out, "\r\x1b[K")
-		p.shown = false
-	}
 }

@@ -66,7 +66,7 @@ func (f *proveFlags) run(cmd *cobra.Command, app *app, cfg *config.Config, log *
 	if seed == 0 {
 		seed = rand.Uint64()
 	}
-	bar := newProgress(os.Stderr)
+	bar := newProgress()
 	proof, err := prove(cmd.Context(), cfg, r, log, target, seed, bar.show)
 	bar.done()
 	if err != nil {

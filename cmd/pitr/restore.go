@@ -212,7 +212,7 @@ func (f restoreFlags) carryOut(ctx context.Context, out io.Writer, cfg *config.C
 			return err
 		}
 	}
-	bar := newProgress(os.Stderr)
+	bar := newProgress()
 	opt, err := f.options(cfg, answer)
 	if err != nil {
 		return err
@@ -279,7 +279,7 @@ func (f restoreFlags) open(ctx context.Context, out io.Writer, cfg *config.Confi
 			return err
 		}
 	}
-	bar := newProgress(os.Stderr)
+	bar := newProgress()
 	opt := restore.StartOptions{Dir: f.into, Port: port, Log: filepath.Clean(f.into) + ".log", Pause: f.pause, Standby: f.standby,
 		OpenTimeout: cfg.Restore.OpenTimeout.D(), Progress: bar.replaying(time.Now(), f.into, answer.Plan)}
 	server, opened, err := restore.Start(ctx, install, opt)

@@ -154,7 +154,11 @@ func (f restoreFlags) printOpened(w io.Writer, port int, opened restore.Opened) 
 		planLine(w, "proof", "%s", opened.Stopping)
 	default:
 		planLine(w, "open", "on 127.0.0.1:%d after %s of recovery, timeline %s", port, durationText(opened.Took), opened.NewTimeline)
-		planLine(w, "proof", "%s; last transaction %s", opened.Stopping, opened.LastXactTime)
+		proof := opened.Stopping
+		if opened.LastXactTime != "" {
+			proof += "; last transaction " + opened.LastXactTime
+		}
+		planLine(w, "proof", "%s", proof)
 	}
 }
 
@@ -168,7 +172,7 @@ func (p *progress) fetching(begin time.Time) func(done, total int64) {
 // replaying shows how far recovery is: by the WAL that Postgres has open, since it cannot be asked before it is open itself.
 func (p *progress) replaying(begin time.Time, dir string, plan *restore.Plan) func(status string) {
 	return func(status string) {
-		if p.out == nil {
+		if p.line == nil || status == "" {
 			return
 		}
 		at, ok := restore.Replaying(dir, plan)

@@ -187,7 +187,7 @@ func (t *tableRestore) restore(ctx context.Context, dir string, others map[uint3
 	for oid := range others {
 		opt.Sparse[oid] = true
 	}
-	bar := newProgress(os.Stderr)
+	bar := newProgress()
 	defer bar.done()
 	opt.Progress = bar.fetching(time.Now())
 	_, err = restore.CarryOut(ctx, t.repo, t.plan, opt)

@@ -10,6 +10,20 @@ type Origin struct {
 	Limits    []string         `json:"limits,omitempty"` // which lists would have been too long, and end early
 }
 
+// Bytes is the size of the databases; zero: some of it may not be asked, or nothing is known.
+func (o *Origin) Bytes() (sum int64) {
+	if o == nil {
+		return 0
+	}
+	for _, d := range o.Databases {
+		if d.Size < 0 {
+			return 0
+		}
+		sum += d.Size
+	}
+	return sum
+}
+
 // Preload are libraries that the server loads by itself, as the settings name them.
 type Preload struct {
 	Shared  []string `json:"shared,omitempty"`  // shared_preload_libraries
