@@ -291,6 +291,9 @@ func TestTLSMayBeginDirectly(t *testing.T) {
 		if got := mustQuery(t, connect(t, dsn), "select 'in'"); got != "in" {
 			t.Errorf("got %q", got)
 		}
+		if v := mustQuery(t, connect(t, pg.dsn("")), "select current_setting('server_version_num')::int / 10000 >= 17"); v == "t" { // its libpq can
+			comeIn(t, pg, dsn, "")
+		}
 		try := func(protocols []string, want string) {
 			t.Helper()
 			conn, err := tls.Dial("tcp", "127.0.0.1:"+strconv.Itoa(r.port), &tls.Config{InsecureSkipVerify: true, NextProtos: protocols})

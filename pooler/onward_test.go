@@ -1,18 +1,22 @@
 package pooler
 
 import (
+	"bytes"
 	"crypto/x509/pkix"
+	"encoding/binary"
 	"fmt"
 	"net"
 	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/jackc/pgx/v5/pgproto3"
 
 	"pitr/config"
+	"pitr/internal/pgwire"
 )
 
 // demand puts rules before those of the package's Postgres, and encrypts it, with what the harness makes for poolers.
@@ -191,4 +195,96 @@ func TestServerThatTalksBehindItsAnswerIsRefused(t *testing.T) {
 	r.stop()
 	listener.Close()
 	<-done
+}
+
+// hostileServer is a server that answers each login with these messages, the first as soon as it was asked, each other one after it was
+// answered, and then waits until the pooler has gone.
+func hostileServer(t *testing.T, messages ...[]byte) (port int) {
+	t.Helper()
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var work sync.WaitGroup
+	work.Go(func() {
+		for {
+			conn, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			work.Go(func() {
+				defer conn.Close()
+				buf := make([]byte, 64<<10)
+				for _, message := range messages {
+					n, err := conn.Read(buf)
+					if err != nil {
+						return
+					}
+					if _, nonce, found := strings.Cut(string(buf[:n]), ",r="); found { // so that the answer fits what was said
+						message = bytes.ReplaceAll(message, []byte("<nonce>"), []byte(nonce))
+						binary.BigEndian.PutUint32(message[1:], uint32(len(message)-1))
+					}
+					_, _ = conn.Write(message)
+				}
+				for err == nil {
+					_, err = conn.Read(buf)
+				}
+			})
+		}
+	})
+	t.Cleanup(func() { // comes after the pooler's
+		listener.Close()
+		work.Wait()
+	})
+	return listener.Addr().(*net.TCPAddr).Port
+}
+
+// authentication is a message of a server's side of a login.
+func authentication(code uint32, text string) []byte {
+	return append(binary.BigEndian.AppendUint32(pgwire.AppendHeader(nil, 'R', 4+len(text)), code), text...)
+}
+
+// TestCVE20266665And20266666MaliciousServers lets servers send what overflowed PgBouncer's buffers during SCRAM, and errors without an SQLSTATE.
+func TestCVE20266665And20266666MaliciousServers(t *testing.T) {
+	pg := server(t)
+	scram := role(t, pg, "salted", "swordfish", "scram-sha-256")
+	body, _, _ := strings.Cut(strings.TrimPrefix(scram, "SCRAM-SHA-256$4096:"), "$")
+	offer, long := authentication(10, "SCRAM-SHA-256\x00\x00"), strings.Repeat("A", 20000)
+	servers := map[string][][]byte{
+		"a long nonce":          {offer, authentication(11, "r=<nonce>"+long+",s="+body+",i=4096")},
+		"a long salt":           {offer, authentication(11, "r=<nonce>x,s="+long+",i=4096")},
+		"another nonce":         {offer, authentication(11, "r=x,s="+body+",i=4096")},
+		"nothing":               {offer, authentication(11, "")},
+		"many attributes":       {offer, authentication(11, strings.Repeat("r=,", 5000))},
+		"a signature too early": {offer, authentication(12, "v="+long)},
+		"a wrong signature":     {offer, authentication(11, "r=<nonce>x,s="+body+",i=4096"), authentication(12, "v="+long)},
+		"no signature":          {offer, authentication(11, "r=<nonce>x,s="+body+",i=4096"), authentication(0, "")},
+		"work for ever":         {offer, authentication(11, "r=<nonce>x,s="+body+",i=2000000000")},
+		"mechanisms for ever":   {authentication(10, long)},
+		"an overlong message":   {append([]byte{'R'}, 0x7f, 0xff, 0xff, 0xff)},
+		"a short message":       {[]byte{'R', 0, 0, 0, 3}},
+		"an empty message":      {pgwire.AppendHeader(nil, 'R', 0)},
+		"an error without code": {append(pgwire.AppendHeader(nil, 'E', 9), "SFATAL\x00\x00\x00"...)},
+		"an error of nothing":   {append(pgwire.AppendHeader(nil, 'E', 1), 0)},
+		"an error cut off":      {append(pgwire.AppendHeader(nil, 'E', 6), "C57P03"...)},
+		"a late error":          {offer, append(pgwire.AppendHeader(nil, 'E', 4), "Mx\x00\x00"...)},
+	}
+	databases := map[string]config.Database{"postgres": {}}
+	for name, messages := range servers {
+		databases[name] = config.Database{Host: "127.0.0.1", Port: hostileServer(t, messages...)}
+	}
+	r := start(t, pg, func(cfg *config.Config) {
+		cfg.Pooler.Databases, cfg.Pooler.ServerConnectTimeout = databases, config.Duration(2e9)
+		cfg.Pooler.Auth = config.Auth{Type: "scram-sha-256"}
+		cfg.Pooler.Users = map[string]config.User{"salted": {Password: config.Secret(scram)}, "plain": {Password: "swordfish"}}
+	})
+	for name := range servers {
+		for _, user := range []string{"salted", "plain"} {
+			err := startup(t, r, "user="+user+" password=swordfish dbname='"+name+"'")
+			if err == nil || !strings.Contains(err.Error(), "FATAL: server") || !strings.Contains(err.Error(), "(SQLSTATE 08001)") {
+				t.Errorf("%s as %s: %v", name, user, err)
+			}
+		}
+	}
+	stillServes(t, pg, r, r.dsn("user=salted password=swordfish"))
 }

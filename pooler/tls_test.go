@@ -122,6 +122,21 @@ func TestEncryptedServersAreUsed(t *testing.T) {
 	}
 }
 
+// TestServersMayBeEncryptedDirectly asks a server for TLS without asking first, with what the DSN says and with pooler.server_tls_*.
+func TestServersMayBeEncryptedDirectly(t *testing.T) {
+	pg := server(t)
+	front := start(t, pg, encrypted(t, "require")) // stands for a Postgres 17
+	for _, mode := range []string{"", "require"} {
+		r := start(t, pg, func(cfg *config.Config) {
+			cfg.Postgres.DSN = config.DSN(front.dsn("sslmode=require sslnegotiation=direct"))
+			cfg.Pooler.ServerTLSSSLMode = mode
+		})
+		if got := mustQuery(t, connect(t, r.dsn("")), "select 'in'"); got != "in" {
+			t.Errorf("%q: got %q", mode, got)
+		}
+	}
+}
+
 func TestVersionsAndCiphersAreReadAsPgBouncerDoes(t *testing.T) {
 	versions := func(text string, lowest, highest uint16) {
 		t.Helper()

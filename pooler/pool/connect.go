@@ -43,12 +43,18 @@ func (e *ConnectError) Reason() string {
 	return "server is not reachable"
 }
 
+// notReached is ERRCODE_SQLCLIENT_UNABLE_TO_ESTABLISH_SQLCONNECTION in src/backend/utils/errcodes.txt.
+const notReached = "08001"
+
 func connectError(err error) *ConnectError {
 	var pgErr *pgconn.PgError
 	if errors.As(err, &pgErr) {
+		if pgErr.Code == "" { // no Postgres leaves it out, but a client has to get one
+			pgErr.Code = notReached
+		}
 		return &ConnectError{Code: pgErr.Code, Cause: err}
 	}
-	return &ConnectError{Code: "08001", Cause: err}
+	return &ConnectError{Code: notReached, Cause: err}
 }
 
 // dialer knows where and as whom to log in.
@@ -82,6 +88,7 @@ func (s *Set) newDialer(db config.Database, key Key, known Credentials) (dialer,
 	if db.DBName != "" {
 		cfg.Database = db.DBName
 	}
+	cfg.MaxProtocolMessageBodyLen = messageLenMax
 	if cfg.RuntimeParams["application_name"] == "" {
 		cfg.RuntimeParams["application_name"] = "pitr"
 	}
@@ -113,6 +120,9 @@ func (d dialer) prepare() *pgconn.Config {
 func (d dialer) knowsNothing() bool {
 	return d.config != nil && d.config.Password == "" && d.credentials.empty()
 }
+
+// messageLenMax bounds what a server may send at once during a login, to auth_query and to a Listener.
+const messageLenMax = 1 << 20
 
 // moveTo replaces the hosts of the DSN by one. Attempts that differ only in TLS (sslmode=prefer) are kept.
 func moveTo(cfg *pgconn.Config, host string, port uint16) {

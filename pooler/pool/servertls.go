@@ -38,7 +38,7 @@ func (e ServerTLS) apply(cfg *pgconn.Config) error {
 	}
 	var dsn strings.Builder
 	for _, word := range [][2]string{
-		{"host", strings.Join(hosts, ",")}, {"port", strings.Join(ports, ",")}, {"sslmode", e.mode}, {"sslrootcert", e.ca}, {"sslcert", e.cert}, {"sslkey", e.key},
+		{"host", strings.Join(hosts, ",")}, {"port", strings.Join(ports, ",")}, {"sslmode", e.mode}, {"sslrootcert", e.ca}, {"sslcert", e.cert}, {"sslkey", e.key}, {"sslnegotiation", cfg.SSLNegotiation},
 	} {
 		if word[1] != "" {
 			value := strings.NewReplacer(`\`, `\\`, `'`, `\'`).Replace(word[1])
