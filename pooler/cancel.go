@@ -6,6 +6,7 @@ import (
 	"crypto/subtle"
 	"encoding/binary"
 	"fmt"
+	"time"
 
 	"pitr/internal/pgwire"
 	"pitr/pooler/loop"
@@ -14,13 +15,13 @@ import (
 
 // register makes a connection a client: it counts in max_client_conn and has a key for cancel requests.
 func (p *Pooler) register() (*client, error) {
-	c := &client{pooler: p, worker: p.leastBusy()}
+	c := &client{pooler: p, worker: p.leastBusy(), arrived: time.Now()}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.draining {
 		return nil, errShutdown
 	}
-	if len(p.clients) >= p.cfg.MaxClientConn {
+	if len(p.clients) >= p.now().MaxClientConn {
 		p.counters.clientLimitHits.Add(1)
 		return nil, pgwire.Fatal("53300", "no more connections allowed (max_client_conn)")
 	}
@@ -41,6 +42,7 @@ func (p *Pooler) unregister(c *client) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	delete(p.clients, c.process)
+	p.leave(c)
 }
 
 // cancel passes a cancel request on to the server that works for the client that has this key, if one does at this moment. The
@@ -67,7 +69,11 @@ func (p *Pooler) cancel(process uint32, secret []byte) {
 	if server == nil {
 		return
 	}
-	ctx, stop := context.WithTimeout(context.Background(), p.cfg.ServerConnectTimeout.D())
+	patience := p.now().ServerConnectTimeout.D()
+	if limit := p.now().CancelWaitTimeout.D(); limit > 0 {
+		patience = min(patience, limit)
+	}
+	ctx, stop := context.WithTimeout(context.Background(), patience)
 	defer stop()
 	err := server.Cancel(ctx)
 	unhold(c.pool, server, err == nil && ctx.Err() == nil)

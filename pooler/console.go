@@ -6,10 +6,13 @@ import (
 	"fmt"
 	"net"
 	"slices"
+	"strings"
 	"time"
 
+	"pitr/config"
 	"pitr/internal/pgwire"
 	"pitr/pooler/admin"
+	"pitr/pooler/loop"
 	"pitr/pooler/pool"
 )
 
@@ -22,8 +25,9 @@ func (p *Pooler) console(conn net.Conn, in *bufio.Reader, ask request) error {
 	if err != nil {
 		return err
 	}
-	if !slices.Contains(p.cfg.AdminUsers, ask.user) {
-		return pgwire.Fatal("42501", fmt.Sprintf("user %q may not use the console (pooler.admin_users)", ask.user))
+	role := admin.RoleOf(ask.user, p.now().AdminUsers, p.now().StatsUsers)
+	if role == admin.RoleNone {
+		return pgwire.Fatal("42501", fmt.Sprintf("user %q may not use the console (pooler.admin_users, pooler.stats_users)", ask.user))
 	}
 	if _, err := conn.Write(last); err != nil {
 		return err
@@ -31,8 +35,10 @@ func (p *Pooler) console(conn net.Conn, in *bufio.Reader, ask request) error {
 	if err := conn.SetDeadline(time.Time{}); err != nil {
 		return err
 	}
+	p.consoles.Add(1)
+	defer p.consoles.Add(-1)
 	p.log.Info("console opened", "user", ask.user, "client", conn.RemoteAddr().String())
-	console := admin.Console{In: in, Out: conn, Steering: steering{p, ask.user}}
+	console := admin.Console{In: in, Out: conn, Role: role, Steering: steering{p, ask.user}}
 	if err := console.Serve(context.Background()); err != nil { // drain closes the connection, which ends what waits
 		p.log.Info("console lost", "user", ask.user, "error", err)
 	}
@@ -73,4 +79,96 @@ func (s steering) Move(database, host string, port int) (string, error) {
 	from, err := s.pools.Move(database, to)
 	s.told("database moved until the pooler ends", err, "database", database, "from", from.String(), "to", to.String())
 	return from.String(), err
+}
+
+func (s steering) Enable(database string, enabled bool) error {
+	err := s.pools.Enable(database, enabled)
+	done := "database disabled"
+	if enabled {
+		done = "database enabled"
+	}
+	s.told(done, err, "database", database)
+	return err
+}
+
+func (s steering) Reconnect(database string) error {
+	err := s.pools.Reconnect(database)
+	s.told("database reconnects", err, "database", database)
+	return err
+}
+
+// errKilled is what clients get that KILL or KILL_CLIENT ends.
+var errKilled = pgwire.Fatal("57P01", "admin forced disconnect")
+
+func (s steering) Kill(database string) error {
+	err := s.pools.Hold(database)
+	ended := 0
+	if err == nil {
+		s.eachClient(nil, func(one visit) {
+			if database == "" || one.c.who.database == database {
+				one.c.end(errKilled)
+				ended++
+			}
+		})
+	}
+	s.told("database killed", err, "database", database, "clients", ended)
+	return err
+}
+
+func (s steering) KillClient(id uint32) error {
+	s.mu.Lock()
+	c := s.clients[id]
+	found := c != nil && c.entered
+	s.mu.Unlock()
+	done := make(chan struct{})
+	if !found || !c.worker.Post(loop.Func(func() { c.end(errKilled); close(done) })) {
+		return fmt.Errorf("client not found")
+	}
+	<-done
+	s.told("client killed", nil, "id", id)
+	return nil
+}
+
+func (s steering) WaitClose(ctx context.Context, database string) error {
+	return s.pools.WaitClose(ctx, database)
+}
+
+func (s steering) Reload() ([]string, error) {
+	changes, err := s.Pooler.Reload()
+	s.told("configuration reloaded", err, "changes", len(changes))
+	if err == nil && len(changes) == 0 {
+		return []string{"nothing has changed"}, nil
+	}
+	return texts(changes), err
+}
+
+func (s steering) Set(name, value string) (string, error) {
+	changes, err := s.Pooler.Set(name, value)
+	s.told("setting changed until the next RELOAD", err, "setting", name)
+	if err == nil && len(changes) == 0 {
+		return "nothing has changed", nil
+	}
+	return strings.Join(texts(changes), "; "), err
+}
+
+func texts(changes []config.Change) (list []string) {
+	for _, change := range changes {
+		list = append(list, change.String())
+	}
+	return list
+}
+
+func (s steering) Shutdown(how admin.Shutdown) {
+	s.told("shutdown", nil, "waits_for", [...]string{admin.ShutdownNow: "nothing", admin.ShutdownServers: "servers", admin.ShutdownClients: "clients"}[how])
+	s.Pooler.Shutdown(how)
+}
+
+func (s steering) Show(table string) ([][]any, error) {
+	rows := shows[table](s.Pooler)
+	if table != "CONFIG" && table != "TOTALS" && table != "LISTS" && table != "STATE" && table != "MEM" && table != "WAITS" {
+		slices.SortFunc(rows, func(a, b []any) int {
+			return strings.Compare(fmt.Sprint(a[:min(2, len(a))]...), fmt.Sprint(b[:min(2, len(b))]...))
+		})
+	}
+	return rows, nil
 }

@@ -63,8 +63,13 @@ func (p *Pooler) admit(c *client, conn net.Conn, in *bufio.Reader, ask request) 
 	if err != nil {
 		return err
 	}
+	if err := p.enroll(c, conn, ask); err != nil {
+		return err
+	}
 	servers, err := p.pools.Get(ask.database, ask.user)
 	switch {
+	case errors.Is(err, pool.ErrDisabled):
+		return pgwire.Fatal("08P01", fmt.Sprintf("database %q is disabled", ask.database))
 	case errors.Is(err, pool.ErrUnknownDatabase):
 		return pgwire.Fatal("3D000", fmt.Sprintf("database %q does not exist", ask.database))
 	case errors.Is(err, pool.ErrTooManyPools):

@@ -144,6 +144,8 @@ func (w *piped) Start() error {
 	return nil
 }
 
+func (w *piped) Post(b []byte) { w.Write(b) }
+
 func (w *piped) Write(b []byte) {
 	go func() { _, _ = w.conn.Write(b) }() // read finds out
 }

@@ -1,0 +1,174 @@
+package pooler
+
+import (
+	"context"
+	"time"
+
+	"pitr/config"
+	"pitr/internal/pgwire"
+	"pitr/pooler/loop"
+)
+
+// visitMax is how many clients are visited in one go: a loop does nothing else meanwhile, some tens of microseconds.
+const visitMax = 256
+
+// visit is a client that is to be looked at on its own thread.
+type visit struct {
+	c        *client
+	timeouts *timeouts
+}
+
+// eachClient lets look be called for each client that has logged in, on the client's own thread, a few of them at a time, and returns when all were looked at.
+// What it reads of a client is thus never in the middle of a change, and neither the hot path nor anybody else waits for a lock.
+func (p *Pooler) eachClient(timeoutsOf func(*identity) *timeouts, look func(visit)) {
+	p.mu.Lock()
+	byWorker := map[*worker][]visit{}
+	for _, c := range p.clients {
+		if c.entered {
+			byWorker[c.worker] = append(byWorker[c.worker], visit{c: c})
+		}
+	}
+	p.mu.Unlock()
+	for w, visits := range byWorker {
+		for len(visits) > 0 {
+			some := visits[:min(len(visits), visitMax)]
+			visits = visits[len(some):]
+			for i := range some {
+				if timeoutsOf != nil {
+					some[i].timeouts = timeoutsOf(some[i].c.who)
+				}
+			}
+			done := make(chan struct{})
+			posted := w.Post(loop.Func(func() {
+				defer close(done)
+				for _, one := range some {
+					if !one.c.ended {
+						look(one)
+					}
+				}
+			}))
+			if posted {
+				<-done
+			}
+		}
+	}
+}
+
+// timeouts are those of one user. Zero is for ever.
+type timeouts struct {
+	query, transaction, idleTransaction, idle, notify time.Duration
+}
+
+func newTimeouts(cfg *config.Pooler, user config.User) *timeouts {
+	either := func(own, usual config.Duration) time.Duration {
+		if own > 0 {
+			return own.D()
+		}
+		return usual.D()
+	}
+	return &timeouts{
+		query: either(user.QueryTimeout, cfg.QueryTimeout), transaction: either(user.TransactionTimeout, cfg.TransactionTimeout),
+		idleTransaction: either(user.IdleTransactionTimeout, cfg.IdleTransactionTimeout), idle: either(user.ClientIdleTimeout, cfg.ClientIdleTimeout),
+		notify: cfg.QueryWaitNotify.D(),
+	}
+}
+
+// shortest returns the least of the timeouts that are set, zero when none is.
+func (t *timeouts) shortest() (least time.Duration) {
+	for _, d := range []time.Duration{t.query, t.transaction, t.idleTransaction, t.idle, t.notify} {
+		if d > 0 && (least == 0 || d < least) {
+			least = d
+		}
+	}
+	return least
+}
+
+const (
+	patrolPauseMax = time.Second
+	patrolPauseMin = 50 * time.Millisecond
+)
+
+// patrol ends clients that have taken too long, and takes the averages of the statistics, until ctx ends. There is no timer per client.
+func (p *Pooler) patrol(ctx context.Context) {
+	timer := time.NewTimer(patrolPauseMin)
+	defer timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case now := <-timer.C:
+			p.averages.take(now, p.now().StatsPeriod.D(), p.pools.Totals)
+			timer.Reset(p.round())
+		}
+	}
+}
+
+// round looks at every client, if there is any timeout, and returns when to do so again.
+func (p *Pooler) round() time.Duration {
+	cfg := p.now()
+	usual := newTimeouts(cfg, config.User{})
+	pause, needed := patrolPauseMax, usual.shortest()
+	byUser := map[string]*timeouts{}
+	for name, user := range cfg.Users {
+		own := newTimeouts(cfg, user)
+		byUser[name] = own
+		if least := own.shortest(); least > 0 && (needed == 0 || least < needed) {
+			needed = least
+		}
+	}
+	if needed == 0 {
+		return pause
+	}
+	p.eachClient(func(who *identity) *timeouts {
+		if own := byUser[who.user]; own != nil {
+			return own
+		}
+		return usual
+	}, func(one visit) { one.c.overdue(one.timeouts) })
+	return max(min(pause, needed/4), patrolPauseMin)
+}
+
+// The failures of clients that have taken too long, in PgBouncer's words (src/janitor.c).
+var (
+	errQueryTimeout           = pgwire.Fatal("08P01", "query timeout")
+	errTransactionTimeout     = pgwire.Fatal("08P01", "transaction timeout")
+	errIdleTransactionTimeout = pgwire.Fatal("08P01", "idle transaction timeout")
+	errIdleTimeout            = pgwire.Fatal("08P01", "client_idle_timeout")
+)
+
+// overdue ends the client if it has taken too long for what it does.
+func (c *client) overdue(t *timeouts) {
+	now, n := c.worker.Now(), &c.pooler.counters
+	over := func(limit time.Duration, since time.Time) bool {
+		return limit > 0 && !since.IsZero() && now.Sub(since) > limit
+	}
+	idle, owed := c.machine.Idle(), c.machine.Owed()
+	switch {
+	case c.entry != nil:
+	case c.waits == waitsForServer:
+		if !c.told && over(t.notify, c.asked) {
+			c.told = true
+			c.write(waitNotice)
+		}
+	case owed && over(t.query, c.began):
+		n.queryTimeouts.Add(1)
+		c.end(errQueryTimeout)
+	case !idle && c.server != nil && over(t.transaction, c.opened):
+		n.transactionTimeouts.Add(1)
+		c.end(errTransactionTimeout)
+	case !idle && !owed && over(t.idleTransaction, c.heard):
+		n.idleTransactionTimeouts.Add(1)
+		c.end(errIdleTransactionTimeout)
+	case idle && c.server == nil && over(t.idle, c.heard):
+		n.idleTimeouts.Add(1)
+		c.end(errIdleTimeout)
+	}
+}
+
+// waitNotice is what PgBouncer says after query_wait_notify (src/objects.c).
+var waitNotice = noticeOf("No server connection available in postgres backend, client being queued")
+
+func noticeOf(text string) []byte {
+	body := append(append([]byte("SNOTICE\x00VNOTICE\x00C00000\x00M"), text...), 0, 0)
+	return append(pgwire.AppendHeader(nil, pgwire.NoticeResponse, len(body)), body...)
+}
