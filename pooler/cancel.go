@@ -69,11 +69,7 @@ func (p *Pooler) cancel(process uint32, secret []byte) {
 	if server == nil {
 		return
 	}
-	patience := p.now().ServerConnectTimeout.D()
-	if limit := p.now().CancelWaitTimeout.D(); limit > 0 {
-		patience = min(patience, limit)
-	}
-	ctx, stop := context.WithTimeout(context.Background(), patience)
+	ctx, stop := context.WithTimeout(context.Background(), p.cancelPatience())
 	defer stop()
 	err := server.Cancel(ctx)
 	unhold(c.pool, server, err == nil && ctx.Err() == nil)
@@ -81,6 +77,34 @@ func (p *Pooler) cancel(process uint32, secret []byte) {
 	if err != nil {
 		p.log.Warn("cancel request not delivered", "pid", server.Process(), "error", err)
 	}
+}
+
+// abandon asks Postgres to give up what a server does whose connection is closed: it would notice that only at the end of the query. Nobody else can be hit,
+// since Postgres compares the key.
+func (p *Pooler) abandon(server *pool.Server) {
+	select {
+	case p.cancels <- struct{}{}:
+	default:
+		p.counters.cancelLimitHits.Add(1)
+		return
+	}
+	p.loops.Go(func() {
+		defer func() { <-p.cancels }()
+		ctx, stop := context.WithTimeout(context.Background(), p.cancelPatience())
+		defer stop()
+		if err := server.Cancel(ctx); err != nil {
+			p.log.Warn("cancel request not delivered", "pid", server.Process(), "error", err)
+		}
+	})
+}
+
+// cancelPatience is how long a cancel request may take.
+func (p *Pooler) cancelPatience() time.Duration {
+	patience := p.now().ServerConnectTimeout.D()
+	if limit := p.now().CancelWaitTimeout.D(); limit > 0 {
+		patience = min(patience, limit)
+	}
+	return patience
 }
 
 // holdServer returns the server that works for the client, if one does, and keeps it from being handed on.

@@ -152,7 +152,9 @@ func (c *client) overdue(t *timeouts) {
 		}
 	case owed && over(t.query, c.began):
 		n.queryTimeouts.Add(1)
+		server := c.server
 		c.end(errQueryTimeout)
+		c.pooler.abandon(server)
 	case !idle && c.server != nil && over(t.transaction, c.opened):
 		n.transactionTimeouts.Add(1)
 		c.end(errTransactionTimeout)

@@ -91,7 +91,9 @@ func TestReloadMovesADatabaseToItsNewServer(t *testing.T) {
 	r.reloading.mu.Lock()
 	r.reloading.read = func() (*config.Config, error) { return &file, nil }
 	r.reloading.mu.Unlock()
-	to := func(database string) string { return strings.Replace(r.dsn(""), "dbname=postgres", "dbname="+database, 1) }
+	to := func(database string) string {
+		return strings.Replace(r.dsn(""), "dbname=postgres", "dbname="+database, 1)
+	}
 	app := connect(t, to("app"))
 	if got := mustQuery(t, app, "begin; select current_database()"); got != "postgres" {
 		t.Error(got)
