@@ -16,6 +16,16 @@ import (
 	"pitr/pooler/pool"
 )
 
+// asksForConsole reports whether a client means the console: by PgBouncer's name for it, or by ours if it is an operator and no database of that name is configured.
+func (p *Pooler) asksForConsole(ask request) bool {
+	if ask.database == admin.Database {
+		return true
+	}
+	cfg := p.now()
+	_, configured := cfg.Databases[admin.Alias]
+	return ask.database == admin.Alias && !configured && admin.RoleOf(ask.user, cfg.AdminUsers, cfg.StatsUsers) != admin.RoleNone
+}
+
 // console serves an operator, whose connection counts in max_login_conn for as long as it lasts. Who is none learns that after a login like any other.
 func (p *Pooler) console(conn net.Conn, in *bufio.Reader, ask request) error {
 	if err := negotiate(conn, ask); err != nil {
@@ -27,7 +37,7 @@ func (p *Pooler) console(conn net.Conn, in *bufio.Reader, ask request) error {
 	}
 	role := admin.RoleOf(ask.user, p.now().AdminUsers, p.now().StatsUsers)
 	if role == admin.RoleNone {
-		return pgwire.Fatal("42501", fmt.Sprintf("user %q may not use the console (pooler.admin_users, pooler.stats_users)", ask.user))
+		return pgwire.Fatal("42501", fmt.Sprintf("user %q may not use the console (pooler.admin_users)", ask.user))
 	}
 	if _, err := conn.Write(last); err != nil {
 		return err

@@ -242,6 +242,33 @@ func TestWhoHasNoRoleIsKeptOut(t *testing.T) {
 	}
 }
 
+func TestOperatorsReachTheConsoleByOurNameToo(t *testing.T) {
+	pg := server(t)
+	direct := connect(t, pg.dsn(""))
+	mustQuery(t, direct, "drop role if exists third_user")
+	mustQuery(t, direct, "create role third_user login")
+	mustQuery(t, direct, "create database pitr")
+	r := start(t, pg, operated)
+	named := strings.Replace(r.dsn(""), "dbname=postgres", "dbname="+admin.Alias, 1)
+	if got := mustQuery(t, connect(t, named), "SHOW VERSION"); !strings.HasPrefix(got, "PgBouncer 1.26") {
+		t.Error(got)
+	}
+	if got := mustQuery(t, connect(t, strings.Replace(named, "user=postgres", "user=third_user", 1)), "select current_database()"); got != "pitr" {
+		t.Errorf("who is no operator is in %s", got)
+	}
+	r.stop()
+	r = start(t, pg, func(cfg *config.Config) {
+		operated(cfg)
+		cfg.Pooler.Databases = map[string]config.Database{"pitr": {}}
+	})
+	if got := mustQuery(t, connect(t, strings.Replace(r.dsn(""), "dbname=postgres", "dbname="+admin.Alias, 1)), "select current_database()"); got != "pitr" {
+		t.Errorf("with a database of this name an operator is in %s", got)
+	}
+	r.stop()
+	mustQuery(t, direct, "drop database pitr")
+	mustQuery(t, direct, "drop role third_user")
+}
+
 func TestKillEndsClientsAndHoldsBackTheNext(t *testing.T) {
 	r := start(t, server(t), operated)
 	first, second := connect(t, r.dsn("")), connect(t, r.dsn(""))

@@ -13,7 +13,6 @@ import (
 	"github.com/jackc/pgx/v5/pgproto3"
 
 	"pitr/internal/pgwire"
-	"pitr/pooler/admin"
 	"pitr/pooler/auth"
 	"pitr/pooler/pool"
 	"pitr/pooler/session"
@@ -38,7 +37,7 @@ func (p *Pooler) login(conn net.Conn) (c *client, over net.Conn, early []byte, e
 	if err != nil {
 		return nil, conn, nil, err
 	}
-	if ask.database == admin.Database {
+	if p.asksForConsole(ask) {
 		return nil, conn, nil, p.console(conn, in, ask)
 	}
 	if c, err = p.register(); err != nil {

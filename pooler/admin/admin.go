@@ -18,6 +18,9 @@ import (
 // Database is the name under which clients reach the console, as in PgBouncer.
 const Database = "pgbouncer"
 
+// Alias is another name of it, for operators only, since a database may be called so.
+const Alias = "pitr"
+
 // Version is what clients are told; tools read PgBouncer's number in front.
 const Version = "1.26.1/pitr"
 

@@ -161,7 +161,7 @@ func (p *Pool) connectOne(dial dialer, moves int) {
 		p.perDatabase.give()
 		p.perUser.give()
 		p.freed()
-		p.connectFailed(err)
+		p.connectFailed(err, begin)
 		p.mu.Unlock()
 		return
 	}
@@ -189,7 +189,7 @@ func (p *Pool) connectOne(dial dialer, moves int) {
 }
 
 // connectFailed notes a failure. Clients wait on only if there are servers that may become free. The caller holds mu.
-func (p *Pool) connectFailed(err error) {
+func (p *Pool) connectFailed(err error, begin time.Time) {
 	p.counters.ConnectFailures++
 	if p.closed {
 		return
@@ -205,7 +205,11 @@ func (p *Pool) connectFailed(err error) {
 		p.failures++
 		p.retryAt = now.Add(pause)
 		if p.failures&(p.failures-1) == 0 {
-			p.log.Warn("server login failed", "database", p.key.Database, "user", p.key.User, "attempt", p.failures, "retry_in", pause, "error", err)
+			because := "server login failed" // PgBouncer's words (src/server.c)
+			if p.lastErr.Code == "08001" {
+				because = "connect failed"
+			}
+			p.log.Warn(fmt.Sprintf("closing because: %s (age=%ds)", because, int(now.Sub(begin).Seconds())), "database", p.key.Database, "user", p.key.User, "attempt", p.failures, "retry_in", pause, "error", err)
 		}
 	}
 	if len(p.servers)+p.connecting > 0 || p.lastErr.busy() {
