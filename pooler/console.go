@@ -3,6 +3,7 @@ package pooler
 import (
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"slices"
@@ -112,6 +113,9 @@ var errKilled = pgwire.Fatal("57P01", "admin forced disconnect")
 
 func (s steering) Kill(database string) error {
 	err := s.pools.Hold(database)
+	if errors.Is(err, pool.ErrPaused) {
+		err = nil
+	}
 	ended := 0
 	if err == nil {
 		s.eachClient(nil, func(one visit) {

@@ -199,6 +199,16 @@ func TestWaitsTellWhoHoldsTheServer(t *testing.T) {
 	}
 	expect(t, rowOf(t, operator, "SHOW POOLS", "database", "postgres"), "cl_waiting", "1", "cl_active", "1")
 	expect(t, rowOf(t, operator, "SHOW CLIENTS", "application_name", "victim"), "state", "waiting")
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	if _, err := holder.Prepare(ctx, "named", "select 'of a named statement'", nil); err != nil {
+		t.Fatal(err)
+	}
+	mustQuery(t, holder, "select 2")
+	if result := holder.ExecPrepared(ctx, "named", nil, nil, nil).Read(); result.Err != nil {
+		t.Fatal(result.Err)
+	}
+	expect(t, table(t, operator, "SHOW WAITS")[1], "statement", "select 'of a named statement'")
 	mustQuery(t, holder, "commit")
 	if err := <-answered; err != nil {
 		t.Error(err)

@@ -73,9 +73,13 @@ func newTimeouts(cfg *config.Pooler, user config.User) *timeouts {
 	}
 }
 
-// shortest returns the least of the timeouts that are set, zero when none is.
-func (t *timeouts) shortest() (least time.Duration) {
-	for _, d := range []time.Duration{t.query, t.transaction, t.idleTransaction, t.idle, t.notify} {
+// shortest returns the least of the timeouts that are set, zero when none is. That of a wait is of no interest while nobody waits.
+func (t *timeouts) shortest(waiting bool) (least time.Duration) {
+	list := [...]time.Duration{t.query, t.transaction, t.idleTransaction, t.idle, t.notify}
+	if !waiting {
+		list[len(list)-1] = 0
+	}
+	for _, d := range list {
 		if d > 0 && (least == 0 || d < least) {
 			least = d
 		}
@@ -106,17 +110,20 @@ func (p *Pooler) patrol(ctx context.Context) {
 // round looks at every client, if there is any timeout, and returns when to do so again.
 func (p *Pooler) round() time.Duration {
 	cfg := p.now()
-	usual := newTimeouts(cfg, config.User{})
-	pause, needed := patrolPauseMax, usual.shortest()
+	usual, waiting := newTimeouts(cfg, config.User{}), p.pools.Waiting()
+	pause, needed := patrolPauseMax, usual.shortest(waiting)
 	byUser := map[string]*timeouts{}
 	for name, user := range cfg.Users {
 		own := newTimeouts(cfg, user)
 		byUser[name] = own
-		if least := own.shortest(); least > 0 && (needed == 0 || least < needed) {
+		if least := own.shortest(waiting); least > 0 && (needed == 0 || least < needed) {
 			needed = least
 		}
 	}
 	if needed == 0 {
+		if usual.notify > 0 {
+			pause = min(pause, max(usual.notify/4, patrolPauseMin))
+		}
 		return pause
 	}
 	p.eachClient(func(who *identity) *timeouts {

@@ -110,6 +110,7 @@ func (p *Pool) give(server *Server) {
 		return
 	}
 	server.lend(w.owner)
+	p.counters.Assignments++
 	p.settle(w, now, server, nil)
 }
 

@@ -67,6 +67,7 @@ func (p *Pool) Acquire(w *Waiter) (*Server, error) {
 		p.idle[n-1] = nil
 		p.idle = p.idle[:n-1]
 		server.lend(w.owner)
+		p.counters.Assignments++
 		p.counters.observe(0)
 		return server, nil
 	}

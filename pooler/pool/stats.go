@@ -54,6 +54,7 @@ func (h *histogram) snapshot() Histogram {
 type Counters struct {
 	Queries               uint64
 	Transactions          uint64
+	Assignments           uint64 // of a server to a client
 	Connects              uint64
 	ConnectFailures       uint64
 	ConnectRefusals       uint64 // clients that were told of an earlier failure instead of waiting
@@ -121,10 +122,7 @@ func (t *Totals) add(p *Pool) {
 	t.Logins += p.logins.count.Load()
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	for _, n := range p.counters.Waits {
-		t.Assignments += n
-	}
-	t.Assignments -= min(t.Assignments, p.counters.WaitTimeouts)
+	t.Assignments += p.counters.Assignments
 	t.WaitTime += p.counters.WaitTotal
 }
 
@@ -212,6 +210,21 @@ func (s *Set) Stats() (pools []Stats, hits uint64) {
 		pools = append(pools, p.stats(time.Now()))
 	}
 	return pools, s.limitHits
+}
+
+// Waiting reports whether any client waits for a server.
+func (s *Set) Waiting() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, p := range s.pools {
+		p.mu.Lock()
+		n := p.waiters.n
+		p.mu.Unlock()
+		if n > 0 {
+			return true
+		}
+	}
+	return false
 }
 
 // LimitHits counts how often connects had to wait for max_db_connections, max_user_connections and server_connect_rate.

@@ -123,7 +123,7 @@ func (s *Set) Enable(database string, enabled bool) error {
 	return nil
 }
 
-// Reconnect closes all servers that there are now, those that are lent as soon as they are given back.
+// Reconnect closes all servers that there are now, those that are lent as soon as they are given back, and lets listeners log in anew.
 func (s *Set) Reconnect(database string) error {
 	if _, found := s.Database(database); !found && database != "" {
 		return ErrUnknownDatabase
@@ -133,6 +133,9 @@ func (s *Set) Reconnect(database string) error {
 	for _, p := range s.poolsOf(database) {
 		p.mu.Lock()
 		p.renew(becauseAsked)
+		for _, l := range p.listeners {
+			l.restart()
+		}
 		p.mu.Unlock()
 	}
 	return nil
