@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"slices"
 	"strings"
@@ -46,14 +47,40 @@ func (p *Pooler) console(conn net.Conn, in *bufio.Reader, ask request) error {
 	if err := conn.SetDeadline(time.Time{}); err != nil {
 		return err
 	}
-	p.consoles.Add(1)
-	defer p.consoles.Add(-1)
+	defer p.attend(conn, ask)()
 	p.log.Info("console opened", "user", ask.user, "client", conn.RemoteAddr().String())
 	console := admin.Console{In: in, Out: conn, Role: role, Steering: steering{p, ask.user}}
 	if err := console.Serve(context.Background()); err != nil { // drain closes the connection, which ends what waits
 		p.log.Info("console lost", "user", ask.user, "error", err)
 	}
 	return nil
+}
+
+// operator is whom a console serves.
+type operator struct {
+	who     *identity
+	arrived time.Time
+	name    string // application_name
+}
+
+// attend notes a console until what it returns is called.
+func (p *Pooler) attend(conn net.Conn, ask request) (leave func()) {
+	o := &operator{who: identityOf(conn, ask), arrived: time.Now(), name: ask.params.Get("application_name")}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.consoles[o] = struct{}{}
+	return func() {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		delete(p.consoles, o)
+	}
+}
+
+// operators are those who have a console now.
+func (p *Pooler) operators() []*operator {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return slices.Collect(maps.Keys(p.consoles))
 }
 
 // steering does what a console is told, and tells the log who has told it.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -142,6 +143,8 @@ func TestShowTellsWhatThereIs(t *testing.T) {
 	if id := strconv.Itoa(int(app.PID())); client["id"] != id {
 		t.Errorf("the id is %s, not %s", client["id"], id)
 	}
+	expect(t, rowOf(t, operator, "SHOW CLIENTS", "database", "pgbouncer"), "type", "C", "state", "active", "user", "postgres", "id", "0")
+	expect(t, rowOf(t, operator, "SHOW POOLS", "database", "pgbouncer"), "cl_active", "1")
 	expect(t, rowOf(t, operator, "SHOW POOLS", "database", "postgres"), "user", "postgres", "cl_active", "1", "cl_waiting", "0", "sv_active", "1", "sv_idle", "0", "maxwait", "0", "pool_mode", "transaction")
 	expect(t, rowOf(t, operator, "SHOW DATABASES", "name", "postgres"), "host", "127.0.0.1", "port", strconv.Itoa(pg.port), "database", "postgres", "force_user", "", "pool_size", "3", "max_connections", "7",
 		"current_connections", "1", "current_client_connections", "1", "paused", "0", "disabled", "0")
@@ -428,4 +431,68 @@ func TestShutdownWaitsForWhatItSays(t *testing.T) {
 		eventually(t, "the client has gone", func() bool { return r.Stats().Clients == 0 })
 		r.stop()
 	}
+}
+
+func TestShowTellsWhoIsEncrypted(t *testing.T) {
+	r := start(t, server(t), func(cfg *config.Config) {
+		operated(cfg)
+		encrypted(t, "require")(cfg)
+	})
+	connect(t, strings.Replace(r.dsn("application_name=app"), "sslmode=disable", "sslmode=require", 1))
+	operator := connect(t, strings.NewReplacer("dbname=postgres", "dbname="+admin.Database, "sslmode=disable", "sslmode=require").Replace(r.dsn("")))
+	for _, row := range []map[string]string{rowOf(t, operator, "SHOW CLIENTS", "application_name", "app"), rowOf(t, operator, "SHOW CLIENTS", "database", admin.Database)} {
+		if !strings.HasPrefix(row["tls"], "TLSv1.3/TLS_") {
+			t.Errorf("tls is %q", row["tls"])
+		}
+	}
+}
+
+// TestLookingAtClientsDisturbsNobody asks for everything again and again while more clients than are visited in one go work, come and leave.
+func TestLookingAtClientsDisturbsNobody(t *testing.T) {
+	r := start(t, server(t), func(cfg *config.Config) {
+		operated(cfg)
+		cfg.Pooler.DefaultPoolSize, cfg.Pooler.Workers = 10, 2
+		cfg.Pooler.QueryTimeout, cfg.Pooler.IdleTransactionTimeout = seconds(60), seconds(60)
+	})
+	const there = 2*visitMax + 100
+	for range there {
+		connect(t, r.dsn(""))
+	}
+	stop := make(chan struct{})
+	var clients sync.WaitGroup
+	for range 8 {
+		clients.Go(func() {
+			for n := 0; ; n++ {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				conn, err := pgconn.Connect(context.Background(), r.dsn(""))
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				for range 10 {
+					if got, err := query(conn, "begin; select "+strconv.Itoa(n)+"; commit"); err != nil || got != strconv.Itoa(n) {
+						t.Errorf("%s: %v", got, err)
+					}
+				}
+				if err := conn.Close(context.Background()); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	operator := r.console(t)
+	for range 20 {
+		for _, name := range admin.Tables() {
+			mustQuery(t, operator, "SHOW "+name)
+		}
+		if n := len(table(t, operator, "SHOW CLIENTS")); n < there+1 || n > there+9 {
+			t.Errorf("%d clients are shown", n)
+		}
+	}
+	close(stop)
+	clients.Wait()
 }

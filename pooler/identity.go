@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"strings"
 	"time"
 
 	"pitr/internal/pgwire"
@@ -18,6 +19,15 @@ type identity struct {
 	tls            string // version and cipher; empty without
 }
 
+func identityOf(conn net.Conn, ask request) *identity {
+	who := &identity{database: ask.database, user: ask.user, remote: conn.RemoteAddr(), local: conn.LocalAddr()}
+	if secure, encrypted := conn.(*tls.Conn); encrypted {
+		state := secure.ConnectionState()
+		who.tls = strings.Replace(tls.VersionName(state.Version), " ", "v", 1) + "/" + tls.CipherSuiteName(state.CipherSuite) // TLSv1.3/…, as PgBouncer writes it
+	}
+	return who
+}
+
 // tallies count clients. Pooler.mu guards them.
 type tallies struct {
 	databases, users map[string]int
@@ -25,11 +35,7 @@ type tallies struct {
 
 // enroll counts a client that has shown who it is in the limits of its database and of its user.
 func (p *Pooler) enroll(c *client, conn net.Conn, ask request) error {
-	who := &identity{database: ask.database, user: ask.user, remote: conn.RemoteAddr(), local: conn.LocalAddr()}
-	if secure, encrypted := conn.(*tls.Conn); encrypted {
-		state := secure.ConnectionState()
-		who.tls = tls.VersionName(state.Version) + "/" + tls.CipherSuiteName(state.CipherSuite)
-	}
+	who := identityOf(conn, ask)
 	cfg := p.now()
 	db, _ := p.pools.Database(ask.database)
 	perDatabase, perUser := cfg.MaxDBClientConnections, cfg.MaxUserClientConnections

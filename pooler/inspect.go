@@ -7,6 +7,7 @@ import (
 	"slices"
 	"time"
 
+	"pitr/pooler/admin"
 	"pitr/pooler/pool"
 )
 
@@ -122,9 +123,18 @@ func holders(views []clientView) map[*pool.Server]*clientView {
 	return byServer
 }
 
+// everybody is all clients and, behind them, those who have a console.
+func (p *Pooler) everybody() []clientView {
+	views := p.clientViews()
+	for _, o := range p.operators() {
+		views = append(views, clientView{who: o.who, pool: pool.Key{Database: admin.Database, User: admin.Database}, state: "active", arrived: o.arrived, heard: o.arrived, application: o.name})
+	}
+	return views
+}
+
 func showClients(p *Pooler) (rows [][]any) {
 	now := time.Now()
-	for _, v := range p.clientViews() {
+	for _, v := range p.everybody() {
 		rows = append(rows, v.row(now))
 	}
 	return rows
@@ -142,7 +152,7 @@ func showServers(p *Pooler) (rows [][]any) {
 func showSockets(active bool) func(*Pooler) [][]any {
 	return func(p *Pooler) (rows [][]any) {
 		now := time.Now()
-		views := p.clientViews()
+		views := p.everybody()
 		for _, v := range views {
 			if !active || v.state != "idle" {
 				rows = append(rows, append(v.row(now), 0, 0, 0, 0, 0, 0, 0))

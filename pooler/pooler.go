@@ -41,7 +41,6 @@ type Pooler struct {
 	cancels   chan struct{}               // one token for each cancel request on its way
 	counters  counters
 	averages  averages
-	consoles  atomic.Int64
 	reloading reloading
 	halt      chan admin.Shutdown // an operator has ended the pooler
 	work      sync.WaitGroup      // clients, and those who are not clients yet
@@ -52,6 +51,7 @@ type Pooler struct {
 	clients  map[uint32]*client        // by the process id that the client was given
 	conns    map[net.Conn]struct{}     // those that no worker has yet
 	tallies  tallies
+	consoles map[*operator]struct{}
 	draining bool
 }
 
@@ -68,7 +68,7 @@ func New(cfg config.Config, log *slog.Logger) (*Pooler, error) {
 		return nil, err
 	}
 	p := &Pooler{
-		cfg: cfg.Pooler, log: log, users: users, sessions: sessionOptions(cfg.Pooler), clients: map[uint32]*client{}, listens: map[string]*subscriptions{}, conns: map[net.Conn]struct{}{},
+		cfg: cfg.Pooler, log: log, users: users, sessions: sessionOptions(cfg.Pooler), clients: map[uint32]*client{}, listens: map[string]*subscriptions{}, conns: map[net.Conn]struct{}{}, consoles: map[*operator]struct{}{},
 		tallies: tallies{map[string]int{}, map[string]int{}}, halt: make(chan admin.Shutdown, 1),
 		logins: make(chan struct{}, cfg.Pooler.MaxLoginConn), cancels: make(chan struct{}, cfg.Pooler.MaxCancelRequests),
 	}

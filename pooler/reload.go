@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"pitr/config"
+	"pitr/internal/pgwire"
 	"pitr/pooler/admin"
 )
 
@@ -56,6 +57,7 @@ func (p *Pooler) apply(to *config.Config) ([]config.Change, error) {
 		return nil, err
 	}
 	p.live.Store(to)
+	p.endRemoved()
 	for _, change := range changes {
 		if change.Reload {
 			p.log.Info("setting changed", "setting", change.Key, "from", change.From, "to", change.To)
@@ -64,6 +66,21 @@ func (p *Pooler) apply(to *config.Config) ([]config.Change, error) {
 		}
 	}
 	return changes, nil
+}
+
+// errRemoved is what clients get whose database is not configured any more.
+var errRemoved = pgwire.Fatal("3D000", "database removed")
+
+// endRemoved ends the clients of databases that are not configured any more.
+func (p *Pooler) endRemoved() {
+	if _, all := p.now().Databases["*"]; all || len(p.now().Databases) == 0 {
+		return
+	}
+	p.eachClient(nil, func(one visit) {
+		if _, found := p.pools.Database(one.c.who.database); !found {
+			one.c.end(errRemoved)
+		}
+	})
 }
 
 // Shutdown ends Run.

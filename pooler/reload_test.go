@@ -2,6 +2,7 @@ package pooler
 
 import (
 	"errors"
+	"maps"
 	"strconv"
 	"strings"
 	"testing"
@@ -89,7 +90,11 @@ func TestReloadMovesADatabaseToItsNewServer(t *testing.T) {
 	operated(&file)
 	file.Pooler.Databases = map[string]config.Database{"app": {DBName: "template1"}, "new": {DBName: "postgres"}}
 	r.reloading.mu.Lock()
-	r.reloading.read = func() (*config.Config, error) { return &file, nil }
+	r.reloading.read = func() (*config.Config, error) {
+		next := file
+		next.Pooler.Databases = maps.Clone(file.Pooler.Databases)
+		return &next, nil
+	}
 	r.reloading.mu.Unlock()
 	to := func(database string) string {
 		return strings.Replace(r.dsn(""), "dbname=postgres", "dbname="+database, 1)
@@ -109,8 +114,15 @@ func TestReloadMovesADatabaseToItsNewServer(t *testing.T) {
 	if got := mustQuery(t, app, "select current_database()"); got != "template1" {
 		t.Errorf("its next transaction is in %s", got)
 	}
-	if got := mustQuery(t, connect(t, to("new")), "select current_database()"); got != "postgres" {
+	created := connect(t, to("new"))
+	if got := mustQuery(t, created, "select current_database()"); got != "postgres" {
 		t.Error(got)
+	}
+	delete(file.Pooler.Databases, "new")
+	mustQuery(t, r.console(t), "RELOAD")
+	mustFail(t, created, "select 1", "3D000", "database removed")
+	if got := mustQuery(t, app, "select current_database()"); got != "template1" {
+		t.Errorf("the database that stayed is %s", got)
 	}
 }
 

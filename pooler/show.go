@@ -113,7 +113,7 @@ func showDatabases(p *Pooler) (rows [][]any) {
 			either(db.ReservePoolSize, cfg.ReservePoolSize), int(lifetime.D().Seconds()), text(db.PoolMode), nil, either(db.MaxDBConnections, cfg.MaxDBConnections), servers,
 			either(db.MaxDBClientConnections, cfg.MaxDBClientConnections), clients[name], boolInt(paused), boolInt(disabled)})
 	}
-	return append(rows, []any{admin.Database, nil, 0, admin.Database, admin.Database, 0, 0, 0, 0, "statement", nil, 0, 0, 0, int(p.consoles.Load()), 0, 0})
+	return append(rows, []any{admin.Database, nil, 0, admin.Database, admin.Database, 0, 0, 0, 0, "statement", nil, 0, 0, 0, len(p.operators()), 0, 0})
 }
 
 func showUsers(p *Pooler) (rows [][]any) {
@@ -155,7 +155,7 @@ func showPools(p *Pooler) (rows [][]any) {
 		rows = append(rows, []any{one.Database, one.User, max(one.Clients-one.Waiting, 0), one.Waiting, one.Cancels, 0, one.Active, one.Cancels, one.Held, one.Idle, one.Used,
 			one.Cleaning - one.Held, one.Connecting, int64(one.MaxWait / time.Second), int64(one.MaxWait % time.Second / time.Microsecond), poolMode(cfg, db, one.User), nil})
 	}
-	return append(rows, []any{admin.Database, admin.Database, int(p.consoles.Load()), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, "statement", nil})
+	return append(rows, []any{admin.Database, admin.Database, len(p.operators()), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, "statement", nil})
 }
 
 func showLists(p *Pooler) [][]any {
@@ -166,7 +166,7 @@ func showLists(p *Pooler) [][]any {
 	}
 	return [][]any{
 		{"databases", len(databaseNames(p.now(), st.Pools)) + 1}, {"users", len(showUsers(p))}, {"peers", 0}, {"pools", len(st.Pools) + 1}, {"peer_pools", 0},
-		{"free_clients", 0}, {"used_clients", st.Clients + int(p.consoles.Load())}, {"login_clients", st.ClientsLogin}, {"free_servers", 0}, {"used_servers", servers},
+		{"free_clients", 0}, {"used_clients", st.Clients + len(p.operators())}, {"login_clients", st.ClientsLogin}, {"free_servers", 0}, {"used_servers", servers},
 		{"dns_names", 0}, {"dns_zones", 0}, {"dns_queries", 0}, {"dns_pending", 0},
 	}
 }

@@ -89,6 +89,10 @@ type Traffic struct {
 	Binds        uint64
 }
 
+func (t *traffic) snapshot() Traffic {
+	return Traffic{t.received.Load(), t.sent.Load(), t.clientParses.Load(), t.serverParses.Load(), t.binds.Load()}
+}
+
 // CountTraffic adds it up.
 func (p *Pool) CountTraffic(t Traffic) {
 	p.traffic.received.Add(t.Received)
@@ -111,11 +115,7 @@ type Totals struct {
 }
 
 func (t *Totals) add(p *Pool) {
-	t.Received += p.traffic.received.Load()
-	t.Sent += p.traffic.sent.Load()
-	t.ClientParses += p.traffic.clientParses.Load()
-	t.ServerParses += p.traffic.serverParses.Load()
-	t.Binds += p.traffic.binds.Load()
+	*t = t.Plus(Totals{Traffic: p.traffic.snapshot()})
 	queries, transactions := p.queries.snapshot(), p.transactions.snapshot()
 	t.Queries, t.QueryTime = t.Queries+queries.Count, t.QueryTime+queries.Total
 	t.Transactions, t.TransactionTime = t.Transactions+transactions.Count, t.TransactionTime+transactions.Total
@@ -185,6 +185,7 @@ type Stats struct {
 	TransactionTimes Histogram
 	LoginTimes       Histogram // of clients
 	ConnectTimes     Histogram // of servers
+	Traffic          Traffic
 	Size             int
 	Reserve          int
 	Min              int
@@ -236,6 +237,7 @@ func (p *Pool) stats(now time.Time) Stats {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	st := Stats{Key: p.key, Counters: p.counters, Size: p.limits.size, Reserve: p.limits.reserve, Min: p.limits.min, Clients: p.users, Connecting: p.connecting, Waiting: p.waiters.n, Paused: p.paused}
+	st.Traffic = p.traffic.snapshot()
 	st.LoginTimes, st.ConnectTimes = p.logins.snapshot(), p.connects.snapshot()
 	st.QueryTimes, st.TransactionTimes = p.queries.snapshot(), p.transactions.snapshot()
 	st.Queries, st.Transactions = st.QueryTimes.Count, st.TransactionTimes.Count

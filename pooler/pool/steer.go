@@ -166,7 +166,10 @@ func (s *Set) Reload(cfg config.Pooler) error {
 	dials := map[*Pool]dialer{}
 	for key, p := range s.pools {
 		before, _ := databaseOf(s.now(), key.Database)
-		after, _ := databaseOf(&cfg, key.Database)
+		after, still := databaseOf(&cfg, key.Database)
+		if !still {
+			continue // its clients are ended by who knows them
+		}
 		before, after = s.moved(key.Database, before), s.moved(key.Database, after)
 		if before.Host == after.Host && before.Port == after.Port && before.DBName == after.DBName && before.Password == after.Password {
 			continue

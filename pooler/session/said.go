@@ -46,7 +46,10 @@ func (s *Session) Statement() string {
 func (s *Session) Prepared() int { return len(s.names) }
 
 // Setting returns the value that a setting of the client has, where it has set it.
-func (s *Session) Setting(name string) string {
-	value, _ := s.params.get(name)
+func (s *Session) Setting(name string) string { return s.params.Get(name) }
+
+// Get returns the value of a setting, empty where there is none.
+func (p *Params) Get(name string) string {
+	value, _ := p.get(name)
 	return value
 }
