@@ -154,7 +154,7 @@ var (
 func SetPooler(cfg Config, name, text string) (*Config, error) {
 	key := "pooler." + name
 	setting, found := lookup(key)
-	if !found || setting.Key != key || key == "pooler.databases" || key == "pooler.users" {
+	if !found || setting.Key != key || strings.Contains(name, "*") || key == "pooler.databases" || key == "pooler.users" {
 		return nil, fmt.Errorf("%s: %w", name, ErrUnknownSetting)
 	}
 	if !setting.Reload {
