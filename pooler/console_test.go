@@ -447,6 +447,24 @@ func TestShowTellsWhoIsEncrypted(t *testing.T) {
 	}
 }
 
+func TestAShutdownThatWaitsCanBeHastened(t *testing.T) {
+	for _, hasten := range []func(r *running, operator *pgconn.PgConn){
+		func(r *running, operator *pgconn.PgConn) { mustQuery(t, operator, "SHUTDOWN") },
+		func(r *running, _ *pgconn.PgConn) { r.stop() }, // as SIGTERM does
+	} {
+		r := start(t, server(t), operated)
+		app, operator := connect(t, r.dsn("")), r.console(t)
+		mustQuery(t, operator, "SHUTDOWN WAIT_FOR_CLIENTS")
+		if got := mustQuery(t, app, "select 1"); got != "1" {
+			t.Error(got)
+		}
+		hasten(r, operator)
+		eventually(t, "the client is told to go", func() bool { return r.Stats().Clients == 0 })
+		mustFail(t, app, "select 1", "57P01", "administrator command")
+		r.stop()
+	}
+}
+
 // TestLookingAtClientsDisturbsNobody asks for everything again and again while more clients than are visited in one go work, come and leave.
 func TestLookingAtClientsDisturbsNobody(t *testing.T) {
 	r := start(t, server(t), func(cfg *config.Config) {

@@ -3,6 +3,7 @@ package pooler
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -16,6 +17,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"pitr/config"
+	"pitr/internal/postmaster"
 )
 
 func seconds(n float64) config.Duration { return config.Duration(n * float64(time.Second)) }
@@ -330,6 +332,62 @@ func TestTooManyConnectionsMakeClientsWait(t *testing.T) {
 		if err := conn.Close(t.Context()); err != nil {
 			t.Error(err)
 		}
+	}
+	if err := <-came; err != nil {
+		t.Error(err)
+	}
+}
+
+// TestAServerThatStartsMakesClientsWait lets a standby recover without letting anybody in, and then promotes it.
+func TestAServerThatStartsMakesClientsWait(t *testing.T) {
+	pg, err := startPostgres("fsync=off")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), startTimeout)
+	defer cancel()
+	install, err := postmaster.Find(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	data := pg.dir + "/data"
+	if err := errors.Join(pg.server.Stop(ctx, postmaster.Fast), os.WriteFile(data+"/standby.signal", nil, 0o600), install.Own(data)); err != nil {
+		t.Fatal(err)
+	}
+	standby := postmaster.StartOptions{Dir: data, Port: pg.port, Log: pg.dir + "/log", Settings: []string{"fsync=off", "hot_standby=off"}}
+	if pg.server, err = install.StartDetached(ctx, standby); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := pg.stop(); err != nil {
+			t.Error(err)
+		}
+	})
+	eventually(t, "Postgres says that it starts", func() bool {
+		conn, err := pgconn.Connect(ctx, pg.dsn(""))
+		if err == nil {
+			t.Fatal(conn.Close(ctx), "it lets somebody in")
+		}
+		return strings.Contains(err.Error(), "57P03")
+	})
+	r := start(t, pg, func(cfg *config.Config) {
+		cfg.Pooler.ClientLoginTimeout, cfg.Pooler.QueryWaitTimeout = seconds(120), seconds(120)
+	})
+	came := make(chan error, 1)
+	go func() {
+		conn, err := pgconn.Connect(context.WithoutCancel(ctx), r.dsn(""))
+		if err == nil {
+			_, err = query(conn, "select 1")
+			_ = conn.Close(context.Background())
+		}
+		came <- err
+	}()
+	eventually(t, "the pooler has been refused again and again", func() bool { st := r.Stats(); return len(st.Pools) > 0 && st.Pools[0].ConnectFailures > 2 })
+	if st := r.Stats(); st.ClientsWaiting != 1 || !strings.Contains(st.Pools[0].LastConnectErr, "57P03") {
+		t.Errorf("%+v", st)
+	}
+	if out, err := install.Command(ctx, "pg_ctl", "promote", "-D", data).CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
 	}
 	if err := <-came; err != nil {
 		t.Error(err)

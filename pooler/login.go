@@ -285,7 +285,10 @@ func (p *Pooler) loginFailed(conn net.Conn, err error) {
 			failure = errLoginTimeout
 		}
 	}
-	p.log.Info("client login failed", "client", conn.RemoteAddr().String(), "error", err)
+	if failure != nil {
+		err = failure
+	}
+	p.log.Info(fmt.Sprintf("closing because: %s", because(err)), "client", conn.RemoteAddr().String(), "login", "failed")
 	if failure == nil {
 		conn.Close()
 		return

@@ -236,13 +236,25 @@ func (p *Pooler) gone(c *client, failure *pgwire.Failure) {
 		if failure != nil {
 			reason = failure
 		}
-		p.log.Info("client login failed", "client", c.entry.remote, "error", reason)
+		p.log.Info(fmt.Sprintf("closing because: %s (age=%ds)", because(reason), int(time.Since(c.arrived).Seconds())), "client", c.entry.remote, "login", "failed")
 		if c.entry.timer != nil {
 			c.entry.timer.Stop()
 		}
 	}
 	p.forget(c)
 	p.work.Done()
+}
+
+// because is why a login has failed, as the client is told it.
+func because(reason error) string {
+	var failure *pgwire.Failure
+	if errors.As(reason, &failure) {
+		return failure.Message
+	}
+	if isEOF(reason) {
+		return "client unexpected eof"
+	}
+	return reason.Error()
 }
 
 func (p *Pooler) forget(c *client) {

@@ -108,6 +108,8 @@ func (p *Pooler) halted(ctx context.Context, how admin.Shutdown, patience *time.
 			case <-ctx.Done():
 				patience.Reset(p.now().DrainTimeout.D())
 				return patience.C
+			case how := <-p.halt: // the operator has changed his mind
+				return p.halted(ctx, how, patience)
 			case <-ticker.C:
 			}
 		}
