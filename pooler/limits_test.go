@@ -17,6 +17,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"pitr/config"
+	"pitr/internal/pgwire"
 	"pitr/internal/postmaster"
 )
 
@@ -77,18 +78,21 @@ func TestClientsThatTakeTooLongAreEnded(t *testing.T) {
 	} {
 		direct := connect(t, server(t).dsn(""))
 		for _, ofUser := range []bool{false, true} {
-			r, log := startLogged(t, server(t), func(cfg *config.Config) {
-				onePerPool(cfg)
-				if !ofUser {
-					c.change(&cfg.Pooler)
-					return
-				}
-				var user config.User
-				c.user(&user)
-				cfg.Pooler.Users = map[string]config.User{"postgres": user}
-			})
+			r, log := startLogged(t, server(t), onePerPool)
 			conn := connect(t, r.dsn(""))
 			mustQuery(t, conn, c.before)
+			without := *r.live.Load()
+			with := without
+			if ofUser {
+				var user config.User
+				c.user(&user)
+				with.Pooler.Users = map[string]config.User{"postgres": user}
+			} else {
+				c.change(&with.Pooler)
+			}
+			if _, err := r.apply(&with); err != nil {
+				t.Fatal(err)
+			}
 			sql := c.sql
 			if sql == "" {
 				eventually(t, c.name+" has ended it", func() bool { return r.Stats().Clients == 0 })
@@ -97,6 +101,9 @@ func TestClientsThatTakeTooLongAreEnded(t *testing.T) {
 			dies(t, conn, sql, c.phrase)
 			if c.hits(r.Stats().Limits) != 1 {
 				t.Errorf("%s: %+v", c.name, r.Stats().Limits)
+			}
+			if _, err := r.apply(&without); err != nil {
+				t.Fatal(err)
 			}
 			eventually(t, "the log tells why", func() bool { return log.has("closing because: " + c.phrase + " (age=") })
 			if got := mustQuery(t, connect(t, r.dsn("")), "select 2"); got != "2" {
@@ -110,19 +117,34 @@ func TestClientsThatTakeTooLongAreEnded(t *testing.T) {
 	}
 }
 
-func TestWhoIsNotMeantOutlivesTheTimeouts(t *testing.T) {
-	r := start(t, server(t), func(cfg *config.Config) {
-		cfg.Pooler.QueryTimeout, cfg.Pooler.TransactionTimeout, cfg.Pooler.IdleTransactionTimeout, cfg.Pooler.ClientIdleTimeout = seconds(3), seconds(60), seconds(3), seconds(3)
-	})
-	busy, working := connect(t, r.dsn("")), connect(t, r.dsn(""))
-	mustQuery(t, working, "begin")
-	begin := time.Now()
-	for time.Since(begin) < 5*time.Second { // longer than each timeout, in steps that are shorter
-		mustQuery(t, busy, "select pg_sleep(0.2)")
-		mustQuery(t, working, "select 1")
-	}
-	if h := r.Stats().Limits; h.QueryTimeout+h.TransactionTimeout+h.IdleTransactionTimeout+h.ClientIdleTimeout > 0 {
-		t.Errorf("%+v", h)
+func TestEachTimeoutMeansOneKindOfWaiting(t *testing.T) {
+	now := time.Now()
+	ago := func(seconds int) time.Time { return now.Add(-time.Duration(seconds) * time.Second) }
+	all := &timeouts{query: 10 * time.Second, transaction: 100 * time.Second, idleTransaction: 20 * time.Second, idle: 30 * time.Second}
+	var never time.Time
+	for _, c := range []struct {
+		what string
+		doing
+		want *pgwire.Failure
+	}{
+		{"a short query", doing{false, true, true, ago(9), ago(9), ago(9)}, nil},
+		{"a long query", doing{false, true, true, ago(11), ago(11), ago(11)}, errQueryTimeout},
+		{"a short query late in a transaction", doing{false, true, true, ago(1), ago(99), ago(1)}, nil},
+		{"a transaction of short queries that takes too long", doing{false, true, true, ago(1), ago(101), ago(1)}, errTransactionTimeout},
+		{"one that idles for a moment", doing{false, true, false, never, ago(50), ago(19)}, nil},
+		{"one that idles for long", doing{false, true, false, never, ago(50), ago(21)}, errIdleTransactionTimeout},
+		{"a BEGIN that no server knows of", doing{false, false, false, never, never, ago(21)}, errIdleTransactionTimeout},
+		{"an idle client", doing{true, false, false, never, never, ago(29)}, nil},
+		{"one that is idle for long", doing{true, false, false, never, never, ago(31)}, errIdleTimeout},
+		{"one that is idle for long and has a server, in session mode", doing{true, true, false, never, never, ago(1000)}, nil},
+		{"one whose times were never noted", doing{true, false, false, never, never, never}, nil},
+	} {
+		if got := all.verdict(c.doing, now); got != c.want {
+			t.Errorf("%s: %v, not %v", c.what, got, c.want)
+		}
+		if got := (&timeouts{}).verdict(c.doing, now); got != nil {
+			t.Errorf("%s, without timeouts: %v", c.what, got)
+		}
 	}
 }
 

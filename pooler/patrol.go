@@ -143,34 +143,64 @@ var (
 	errIdleTimeout            = pgwire.Fatal("08P01", "client_idle_timeout")
 )
 
-// overdue ends the client if it has taken too long for what it does.
-func (c *client) overdue(t *timeouts) {
-	now, n := c.worker.Now(), &c.pooler.counters
+// doing is what a client does at this moment, as far as timeouts are concerned.
+type doing struct {
+	idle   bool      // it has no transaction
+	linked bool      // it has a server
+	owed   bool      // which owes it an answer
+	began  time.Time // the present query
+	opened time.Time // the present transaction
+	heard  time.Time // the last that it has sent, or the end of its last query
+}
+
+// verdict returns why a client has to go, nil if it may stay.
+func (t *timeouts) verdict(d doing, now time.Time) *pgwire.Failure {
 	over := func(limit time.Duration, since time.Time) bool {
 		return limit > 0 && !since.IsZero() && now.Sub(since) > limit
 	}
-	idle, owed := c.machine.Idle(), c.machine.Owed()
 	switch {
-	case c.entry != nil:
-	case c.waits == waitsForServer:
-		if !c.told && over(t.notify, c.asked) {
+	case d.owed && over(t.query, d.began):
+		return errQueryTimeout
+	case !d.idle && d.linked && over(t.transaction, d.opened):
+		return errTransactionTimeout
+	case !d.idle && !d.owed && over(t.idleTransaction, d.heard):
+		return errIdleTransactionTimeout
+	case d.idle && !d.linked && over(t.idle, d.heard):
+		return errIdleTimeout
+	}
+	return nil
+}
+
+// overdue ends the client if it has taken too long for what it does.
+func (c *client) overdue(t *timeouts) {
+	now, n := c.worker.Now(), &c.pooler.counters
+	if c.entry != nil {
+		return // client_login_timeout has a timer
+	}
+	if c.waits == waitsForServer {
+		if !c.told && t.notify > 0 && now.Sub(c.asked) > t.notify {
 			c.told = true
 			c.write(waitNotice)
 		}
-	case owed && over(t.query, c.began):
+		return
+	}
+	server := c.server
+	failure := t.verdict(doing{c.machine.Idle(), server != nil, c.machine.Owed(), c.began, c.opened, c.heard}, now)
+	switch failure {
+	case nil:
+		return
+	case errQueryTimeout:
 		n.queryTimeouts.Add(1)
-		server := c.server
-		c.end(errQueryTimeout)
-		c.pooler.abandon(server)
-	case !idle && c.server != nil && over(t.transaction, c.opened):
+	case errTransactionTimeout:
 		n.transactionTimeouts.Add(1)
-		c.end(errTransactionTimeout)
-	case !idle && !owed && over(t.idleTransaction, c.heard):
+	case errIdleTransactionTimeout:
 		n.idleTransactionTimeouts.Add(1)
-		c.end(errIdleTransactionTimeout)
-	case idle && c.server == nil && over(t.idle, c.heard):
+	case errIdleTimeout:
 		n.idleTimeouts.Add(1)
-		c.end(errIdleTimeout)
+	}
+	c.end(failure)
+	if failure == errQueryTimeout {
+		c.pooler.abandon(server)
 	}
 }
 
