@@ -26,7 +26,7 @@ func (p *Pooler) register() (*client, error) {
 		return nil, pgwire.Fatal("53300", "no more connections allowed (max_client_conn)")
 	}
 	var random [8]byte
-	for c.process == 0 || p.clients[c.process] != nil {
+	for c.process == 0 || p.clients[c.process] != nil || p.consoles[c.process] != nil {
 		if _, err := rand.Read(random[:]); err != nil {
 			return nil, fmt.Errorf("random cancel key: %w", err)
 		}
@@ -51,7 +51,11 @@ func (p *Pooler) cancel(process uint32, secret []byte) {
 	p.mu.Lock()
 	c := p.clients[process]
 	p.mu.Unlock()
-	if c == nil || subtle.ConstantTimeCompare(secret, c.secret[:]) != 1 {
+	if c == nil {
+		p.interrupt(process, secret)
+		return
+	}
+	if subtle.ConstantTimeCompare(secret, c.secret[:]) != 1 {
 		return
 	}
 	select {

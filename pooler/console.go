@@ -3,6 +3,9 @@ package pooler
 import (
 	"bufio"
 	"context"
+	"crypto/rand"
+	"crypto/subtle"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"maps"
@@ -47,9 +50,14 @@ func (p *Pooler) console(conn net.Conn, in *bufio.Reader, ask request) error {
 	if err := conn.SetDeadline(time.Time{}); err != nil {
 		return err
 	}
-	defer p.attend(conn, ask)()
 	p.log.Info("console opened", "user", ask.user, "client", conn.RemoteAddr().String())
-	console := admin.Console{In: in, Out: conn, Role: role, Steering: steering{p, ask.user}}
+	o := &operator{who: identityOf(conn, ask), arrived: time.Now(), name: ask.params.Get("application_name"), conn: conn}
+	console := &o.console
+	console.In, console.Out, console.Role, console.Steering = in, conn, role, steering{p, ask.user}
+	if err := p.attend(o); err != nil {
+		return err
+	}
+	defer p.dismiss(o)
 	if err := console.Serve(context.Background()); err != nil { // drain closes the connection, which ends what waits
 		p.log.Info("console lost", "user", ask.user, "error", err)
 	}
@@ -61,18 +69,39 @@ type operator struct {
 	who     *identity
 	arrived time.Time
 	name    string // application_name
+	conn    net.Conn
+	console admin.Console
 }
 
-// attend notes a console until what it returns is called.
-func (p *Pooler) attend(conn net.Conn, ask request) (leave func()) {
-	o := &operator{who: identityOf(conn, ask), arrived: time.Now(), name: ask.params.Get("application_name")}
+// attend notes a console, and gives it a key for cancel requests that no client has.
+func (p *Pooler) attend(o *operator) error {
+	var random [8]byte
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.consoles[o] = struct{}{}
-	return func() {
-		p.mu.Lock()
-		defer p.mu.Unlock()
-		delete(p.consoles, o)
+	for o.console.Process == 0 || p.clients[o.console.Process] != nil || p.consoles[o.console.Process] != nil {
+		if _, err := rand.Read(random[:]); err != nil {
+			return fmt.Errorf("random cancel key: %w", err)
+		}
+		o.console.Process = binary.BigEndian.Uint32(random[:]) >> 1
+	}
+	copy(o.console.Secret[:], random[4:])
+	p.consoles[o.console.Process] = o
+	return nil
+}
+
+func (p *Pooler) dismiss(o *operator) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	delete(p.consoles, o.console.Process)
+}
+
+// interrupt ends what the console waits for that has this key.
+func (p *Pooler) interrupt(process uint32, secret []byte) {
+	p.mu.Lock()
+	o := p.consoles[process]
+	p.mu.Unlock()
+	if o != nil && subtle.ConstantTimeCompare(secret, o.console.Secret[:]) == 1 {
+		o.console.Interrupt()
 	}
 }
 
@@ -80,7 +109,7 @@ func (p *Pooler) attend(conn net.Conn, ask request) (leave func()) {
 func (p *Pooler) operators() []*operator {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return slices.Collect(maps.Keys(p.consoles))
+	return slices.Collect(maps.Values(p.consoles))
 }
 
 // steering does what a console is told, and tells the log who has told it.
@@ -158,9 +187,13 @@ func (s steering) Kill(database string) error {
 
 func (s steering) KillClient(id uint32) error {
 	s.mu.Lock()
-	c := s.clients[id]
+	c, o := s.clients[id], s.consoles[id]
 	found := c != nil && c.entered
 	s.mu.Unlock()
+	if o != nil {
+		s.told("console killed", nil, "id", id)
+		return o.conn.Close()
+	}
 	done := make(chan struct{})
 	if !found || !c.worker.Post(loop.Func(func() { c.end(errKilled); close(done) })) {
 		return fmt.Errorf("client not found")

@@ -143,7 +143,7 @@ func TestShowTellsWhatThereIs(t *testing.T) {
 	if id := strconv.Itoa(int(app.PID())); client["id"] != id {
 		t.Errorf("the id is %s, not %s", client["id"], id)
 	}
-	expect(t, rowOf(t, operator, "SHOW CLIENTS", "database", "pgbouncer"), "type", "C", "state", "active", "user", "postgres", "id", "0")
+	expect(t, rowOf(t, operator, "SHOW CLIENTS", "database", "pgbouncer"), "type", "C", "state", "active", "user", "postgres", "id", strconv.Itoa(int(operator.PID())))
 	expect(t, rowOf(t, operator, "SHOW POOLS", "database", "pgbouncer"), "cl_active", "1")
 	expect(t, rowOf(t, operator, "SHOW POOLS", "database", "postgres"), "user", "postgres", "cl_active", "1", "cl_waiting", "0", "sv_active", "1", "sv_idle", "0", "maxwait", "0", "pool_mode", "transaction")
 	expect(t, rowOf(t, operator, "SHOW DATABASES", "name", "postgres"), "host", "127.0.0.1", "port", strconv.Itoa(pg.port), "database", "postgres", "force_user", "", "pool_size", "3", "max_connections", "7",
@@ -389,6 +389,37 @@ func TestAPauseOfEverythingHoldsBackEveryDatabase(t *testing.T) {
 			t.Error(err)
 		}
 	}
+}
+
+func TestAnOperatorMayThinkTwice(t *testing.T) {
+	r := start(t, server(t), operated)
+	app := connect(t, r.dsn(""))
+	mustQuery(t, app, "begin; select 1")
+	operator, other := r.console(t), r.console(t)
+	paused := make(chan error, 1)
+	go func() {
+		_, err := query(operator, "PAUSE postgres")
+		paused <- err
+	}()
+	eventually(t, "the pause has begun", func() bool { p, _ := r.pools.Paused("postgres"); return p })
+	if err := operator.CancelRequest(t.Context()); err != nil {
+		t.Error(err)
+	}
+	var cancelled *pgconn.PgError
+	if err := <-paused; !errors.As(err, &cancelled) || cancelled.Code != "57014" {
+		t.Errorf("the pause that was cancelled: %v", err)
+	}
+	if p, _ := r.pools.Paused("postgres"); p {
+		t.Error("the database is still paused")
+	}
+	if got := mustQuery(t, operator, "SHOW VERSION"); got == "" { // the console goes on
+		t.Error("no version")
+	}
+	mustQuery(t, operator, fmt.Sprintf("KILL_CLIENT %d", other.PID()))
+	if _, err := query(other, "SHOW VERSION"); err == nil {
+		t.Error("the other console is still there")
+	}
+	mustQuery(t, app, "commit")
 }
 
 func TestShutdownWaitsForWhatItSays(t *testing.T) {

@@ -127,7 +127,7 @@ func holders(views []clientView) map[*pool.Server]*clientView {
 func (p *Pooler) everybody() []clientView {
 	views := p.clientViews()
 	for _, o := range p.operators() {
-		views = append(views, clientView{who: o.who, pool: pool.Key{Database: admin.Database, User: admin.Database}, state: "active", arrived: o.arrived, heard: o.arrived, application: o.name})
+		views = append(views, clientView{id: o.console.Process, who: o.who, pool: pool.Key{Database: admin.Database, User: admin.Database}, state: "active", arrived: o.arrived, heard: o.arrived, application: o.name})
 	}
 	return views
 }

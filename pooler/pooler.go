@@ -51,7 +51,7 @@ type Pooler struct {
 	clients  map[uint32]*client        // by the process id that the client was given
 	conns    map[net.Conn]struct{}     // those that no worker has yet
 	tallies  tallies
-	consoles map[*operator]struct{}
+	consoles map[uint32]*operator
 	draining bool
 }
 
@@ -68,7 +68,7 @@ func New(cfg config.Config, log *slog.Logger) (*Pooler, error) {
 		return nil, err
 	}
 	p := &Pooler{
-		cfg: cfg.Pooler, log: log, users: users, sessions: sessionOptions(cfg.Pooler), clients: map[uint32]*client{}, listens: map[string]*subscriptions{}, conns: map[net.Conn]struct{}{}, consoles: map[*operator]struct{}{},
+		cfg: cfg.Pooler, log: log, users: users, sessions: sessionOptions(cfg.Pooler), clients: map[uint32]*client{}, listens: map[string]*subscriptions{}, conns: map[net.Conn]struct{}{}, consoles: map[uint32]*operator{},
 		tallies: tallies{map[string]int{}, map[string]int{}}, halt: make(chan admin.Shutdown, 1),
 		logins: make(chan struct{}, cfg.Pooler.MaxLoginConn), cancels: make(chan struct{}, cfg.Pooler.MaxCancelRequests),
 	}

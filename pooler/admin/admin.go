@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"sync"
 
 	"github.com/jackc/pgx/v5/pgproto3"
 
@@ -39,10 +40,42 @@ type Console struct {
 	Out      io.WriteCloser // closed when Serve returns, which must end a read of In
 	Role     Role
 	Steering Steering
+	Process  uint32 // with Secret, what the operator's cancel requests carry
+	Secret   [4]byte
 
 	statements map[string]*plan
 	portals    map[string]*portal
 	after      func() // see answer
+
+	// mu guards interrupt.
+	mu        sync.Mutex
+	interrupt context.CancelFunc // ends the command that is carried out; nil while there is none
+}
+
+// Interrupt ends the command that is carried out, if one waits. It may be called by anybody.
+func (c *Console) Interrupt() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.interrupt != nil {
+		c.interrupt()
+	}
+}
+
+// carryOut does what a command says.
+func (c *Console) carryOut(ctx context.Context, p *plan) (answer, error) {
+	inner, done := context.WithCancel(ctx)
+	defer done()
+	c.mu.Lock()
+	c.interrupt = done
+	c.mu.Unlock()
+	got, err := p.run(inner, c.Steering)
+	c.mu.Lock()
+	c.interrupt = nil
+	c.mu.Unlock()
+	if err != nil && inner.Err() != nil && ctx.Err() == nil {
+		return got, &refusal{"57014", "canceling statement due to user request: " + err.Error()} // ERRCODE_QUERY_CANCELED, as ProcessInterrupts in src/backend/tcop/postgres.c
+	}
+	return got, err
 }
 
 // request is a message that has arrived.
@@ -99,6 +132,7 @@ func (c *Console) welcome() error {
 		{"standard_conforming_strings", "on"}, {"is_superuser", "on"}, {"integer_datetimes", "on"}} {
 		messages = append(messages, &pgproto3.ParameterStatus{Name: status[0], Value: status[1]})
 	}
+	messages = append(messages, &pgproto3.BackendKeyData{ProcessID: c.Process, SecretKey: c.Secret[:]})
 	return c.send(append(messages, &pgproto3.ReadyForQuery{TxStatus: pgwire.Idle})...)
 }
 
@@ -197,7 +231,7 @@ func (c *Console) simple(ctx context.Context, text string) []pgproto3.BackendMes
 	if p == nil {
 		return []pgproto3.BackendMessage{&pgproto3.EmptyQueryResponse{}}
 	}
-	got, err := p.run(ctx, c.Steering)
+	got, err := c.carryOut(ctx, p)
 	if err != nil {
 		return []pgproto3.BackendMessage{failure(err)}
 	}

@@ -129,7 +129,7 @@ func (c *Console) execute(ctx context.Context, body []byte) ([]pgproto3.BackendM
 	}
 	var out []pgproto3.BackendMessage
 	if !bound.ran {
-		got, err := bound.plan.run(ctx, c.Steering)
+		got, err := c.carryOut(ctx, bound.plan)
 		if err != nil {
 			return nil, err
 		}
