@@ -42,6 +42,27 @@ type Pooler struct {
 	ServerLifetime        Duration `yaml:"server_lifetime"`
 	DrainTimeout          Duration `yaml:"drain_timeout"`
 
+	MinPoolSize              int      `yaml:"min_pool_size"`
+	ReservePoolSize          int      `yaml:"reserve_pool_size"`
+	ReservePoolTimeout       Duration `yaml:"reserve_pool_timeout"`
+	MaxDBConnections         int      `yaml:"max_db_connections"`
+	MaxDBClientConnections   int      `yaml:"max_db_client_connections"`
+	MaxUserConnections       int      `yaml:"max_user_connections"`
+	MaxUserClientConnections int      `yaml:"max_user_client_connections"`
+	QueryWaitNotify          Duration `yaml:"query_wait_notify"`
+	QueryTimeout             Duration `yaml:"query_timeout"`
+	TransactionTimeout       Duration `yaml:"transaction_timeout"`
+	IdleTransactionTimeout   Duration `yaml:"idle_transaction_timeout"`
+	ClientIdleTimeout        Duration `yaml:"client_idle_timeout"`
+	CancelWaitTimeout        Duration `yaml:"cancel_wait_timeout"`
+	ServerCheckQuery         string   `yaml:"server_check_query"`
+	ServerCheckDelay         Duration `yaml:"server_check_delay"`
+	ServerResetQuery         string   `yaml:"server_reset_query"`
+	ServerResetQueryAlways   string   `yaml:"server_reset_query_always"`
+	ServerLifetimeJitter     int      `yaml:"server_lifetime_jitter"`
+	ServerConnectRate        int      `yaml:"server_connect_rate"`
+	StatsPeriod              Duration `yaml:"stats_period"`
+
 	ServerResetTimeout          Duration `yaml:"server_reset_timeout"`
 	ClientWriteTimeout          Duration `yaml:"client_write_timeout"`
 	PktBuf                      ByteSize `yaml:"pkt_buf"`
@@ -72,6 +93,7 @@ type Pooler struct {
 	SessionObjects              string   `yaml:"session_objects"`
 
 	AdminUsers []string `yaml:"admin_users"`
+	StatsUsers []string `yaml:"stats_users"`
 
 	Databases map[string]Database `yaml:"databases"`
 	Users     map[string]User     `yaml:"users"`
@@ -89,15 +111,30 @@ type Database struct {
 	PoolMode string `yaml:"pool_mode"`
 	PoolSize int    `yaml:"pool_size"`
 
-	AuthUser   string `yaml:"auth_user"`
-	AuthQuery  string `yaml:"auth_query"`
-	AuthDBName string `yaml:"auth_dbname"`
+	AuthUser               string   `yaml:"auth_user"`
+	AuthQuery              string   `yaml:"auth_query"`
+	AuthDBName             string   `yaml:"auth_dbname"`
+	MinPoolSize            int      `yaml:"min_pool_size"`
+	ReservePoolSize        int      `yaml:"reserve_pool_size"`
+	MaxDBConnections       int      `yaml:"max_db_connections"`
+	MaxDBClientConnections int      `yaml:"max_db_client_connections"`
+	ServerLifetime         Duration `yaml:"server_lifetime"`
 }
 
 // User is one who may log in: Password is the plain text, or an MD5 or SCRAM-SHA-256 secret as pg_authid.rolpassword holds it.
 type User struct {
 	Password Secret `yaml:"password"`
 	PoolMode string `yaml:"pool_mode"`
+
+	PoolSize                 int      `yaml:"pool_size"`
+	ReservePoolSize          int      `yaml:"reserve_pool_size"`
+	MaxUserConnections       int      `yaml:"max_user_connections"`
+	MaxUserClientConnections int      `yaml:"max_user_client_connections"`
+	QueryWaitTimeout         Duration `yaml:"query_wait_timeout"`
+	QueryTimeout             Duration `yaml:"query_timeout"`
+	TransactionTimeout       Duration `yaml:"transaction_timeout"`
+	IdleTransactionTimeout   Duration `yaml:"idle_transaction_timeout"`
+	ClientIdleTimeout        Duration `yaml:"client_idle_timeout"`
 }
 
 // Auth says how clients prove who they are.

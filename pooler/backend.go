@@ -15,6 +15,8 @@ type backend struct {
 	home   *worker // where it begins
 	pooled *pool.Server
 	conn   *loop.Conn
+
+	remote, local net.Addr
 }
 
 // dialStream is how pools connect.
@@ -29,12 +31,13 @@ func dialStream(ctx context.Context, network, address string) (net.Conn, error) 
 
 // attach takes a connection over that a pool has made.
 func (p *Pooler) attach(pooled *pool.Server, conn net.Conn) (pool.Wire, error) {
+	remote, local := conn.RemoteAddr(), conn.LocalAddr()
 	taken, err := loop.NewConn(conn, loop.Options{First: true})
 	if err != nil {
 		conn.Close()
 		return nil, err
 	}
-	return &backend{home: p.leastBusy(), pooled: pooled, conn: taken}, nil
+	return &backend{home: p.leastBusy(), pooled: pooled, conn: taken, remote: remote, local: local}, nil
 }
 
 // Start implements pool.Wire.
@@ -42,6 +45,14 @@ func (b *backend) Start() error { return b.home.Add(b.conn, b) }
 
 // Write implements pool.Wire.
 func (b *backend) Write(out []byte) { b.conn.Write(out) }
+
+// Post implements pool.Wire.
+func (b *backend) Post(out []byte) {
+	loopOf := b.conn.Loop() // nobody takes the connection elsewhere, since nobody has the server
+	if !loopOf.Post(loop.Func(func() { b.conn.Write(out) })) {
+		b.Shut()
+	}
+}
 
 // Shut implements pool.Wire.
 func (b *backend) Shut() { b.conn.Shut() }

@@ -6,6 +6,7 @@ import (
 	"crypto/subtle"
 	"encoding/binary"
 	"fmt"
+	"time"
 
 	"pitr/internal/pgwire"
 	"pitr/pooler/loop"
@@ -14,18 +15,18 @@ import (
 
 // register makes a connection a client: it counts in max_client_conn and has a key for cancel requests.
 func (p *Pooler) register() (*client, error) {
-	c := &client{pooler: p, worker: p.leastBusy()}
+	c := &client{pooler: p, worker: p.leastBusy(), arrived: time.Now()}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.draining {
 		return nil, errShutdown
 	}
-	if len(p.clients) >= p.cfg.MaxClientConn {
+	if len(p.clients) >= p.now().MaxClientConn {
 		p.counters.clientLimitHits.Add(1)
 		return nil, pgwire.Fatal("53300", "no more connections allowed (max_client_conn)")
 	}
 	var random [8]byte
-	for c.process == 0 || p.clients[c.process] != nil {
+	for c.process == 0 || p.clients[c.process] != nil || p.consoles[c.process] != nil {
 		if _, err := rand.Read(random[:]); err != nil {
 			return nil, fmt.Errorf("random cancel key: %w", err)
 		}
@@ -41,6 +42,7 @@ func (p *Pooler) unregister(c *client) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	delete(p.clients, c.process)
+	p.leave(c)
 }
 
 // cancel passes a cancel request on to the server that works for the client that has this key, if one does at this moment. The
@@ -49,7 +51,11 @@ func (p *Pooler) cancel(process uint32, secret []byte) {
 	p.mu.Lock()
 	c := p.clients[process]
 	p.mu.Unlock()
-	if c == nil || subtle.ConstantTimeCompare(secret, c.secret[:]) != 1 {
+	if c == nil {
+		p.interrupt(process, secret)
+		return
+	}
+	if subtle.ConstantTimeCompare(secret, c.secret[:]) != 1 {
 		return
 	}
 	select {
@@ -67,7 +73,7 @@ func (p *Pooler) cancel(process uint32, secret []byte) {
 	if server == nil {
 		return
 	}
-	ctx, stop := context.WithTimeout(context.Background(), p.cfg.ServerConnectTimeout.D())
+	ctx, stop := context.WithTimeout(context.Background(), p.cancelPatience())
 	defer stop()
 	err := server.Cancel(ctx)
 	unhold(c.pool, server, err == nil && ctx.Err() == nil)
@@ -75,6 +81,34 @@ func (p *Pooler) cancel(process uint32, secret []byte) {
 	if err != nil {
 		p.log.Warn("cancel request not delivered", "pid", server.Process(), "error", err)
 	}
+}
+
+// abandon asks Postgres to give up what a server does whose connection is closed: it would notice that only at the end of the query. Nobody else can be hit,
+// since Postgres compares the key.
+func (p *Pooler) abandon(server *pool.Server) {
+	select {
+	case p.cancels <- struct{}{}:
+	default:
+		p.counters.cancelLimitHits.Add(1)
+		return
+	}
+	p.loops.Go(func() {
+		defer func() { <-p.cancels }()
+		ctx, stop := context.WithTimeout(context.Background(), p.cancelPatience())
+		defer stop()
+		if err := server.Cancel(ctx); err != nil {
+			p.log.Warn("cancel request not delivered", "pid", server.Process(), "error", err)
+		}
+	})
+}
+
+// cancelPatience is how long a cancel request may take.
+func (p *Pooler) cancelPatience() time.Duration {
+	patience := p.now().ServerConnectTimeout.D()
+	if limit := p.now().CancelWaitTimeout.D(); limit > 0 {
+		patience = min(patience, limit)
+	}
+	return patience
 }
 
 // holdServer returns the server that works for the client, if one does, and keeps it from being handed on.

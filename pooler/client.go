@@ -2,6 +2,7 @@ package pooler
 
 import (
 	"errors"
+	"log/slog"
 	"sync/atomic"
 	"time"
 
@@ -25,8 +26,16 @@ type client struct {
 	wire    *backend     // that of server
 	entry   *entry       // until the client was greeted
 	failure *pgwire.Failure
+	who     *identity // nil until it has shown who it is
+	arrived time.Time // when it was accepted
 	began   time.Time // the present query; zero when there is none
 	opened  time.Time // the present transaction
+	heard   time.Time // the last input, or the end of the last query
+	asked   time.Time // for a server, which it waits for
+	told    bool      // that it waits
+	because string    // it has gone, where that has no failure
+
+	counted pool.Traffic // not added up yet
 
 	process uint32 // with secret, the key of cancel requests
 	secret  [4]byte
@@ -67,6 +76,7 @@ func (c *client) Ready() bool { return true }
 
 // Input implements loop.Handler: it deals with what the client has sent as far as possible.
 func (c *client) Input(in []byte) (used, want int) {
+	c.heard = c.worker.Now()
 	for !c.ended {
 		if c.wire != nil && c.wire.conn.Blocked() {
 			return used, c.hold(waitsForRoom)
@@ -81,6 +91,7 @@ func (c *client) Input(in []byte) (used, want int) {
 		}
 		out.Shrink(outputMax)
 		c.worker.fromClients.Add(uint64(step.N))
+		c.counted.Received += uint64(step.N)
 		c.stamp()
 		if c.subscribe(); c.subscribing > 0 {
 			return used, c.hold(waitsForChannels)
@@ -150,6 +161,7 @@ func (c *client) acquire() bool {
 		c.end(acquireFailure(err))
 		return false
 	case lent == nil:
+		c.asked, c.told = c.worker.Now(), false
 		c.hold(waitsForServer)
 		return false
 	}
@@ -302,6 +314,7 @@ func (c *client) Ended(err error) {
 	if c.leaving && c.conn.Paused() && isEOF(err) {
 		return // it has closed behind its goodbye; what it asked for is done all the same
 	}
+	c.because = "client unexpected eof"
 	c.end(nil)
 }
 
@@ -322,6 +335,7 @@ func (c *client) unlink() {
 		condition = session.Broken
 	}
 	c.server, c.wire, c.leftover = nil, nil, false
+	c.opened, c.began = time.Time{}, time.Time{}
 	c.conn.SetWindow(int(c.pooler.cfg.PktBuf))
 	c.pool.Release(lent, condition)
 }
@@ -336,6 +350,7 @@ func (c *client) say() {
 func (c *client) write(out []byte) {
 	if len(out) > 0 {
 		c.worker.toClients.Add(uint64(len(out)))
+		c.counted.Sent += uint64(len(out))
 		c.conn.Write(out)
 	}
 }
@@ -354,7 +369,7 @@ func (c *client) stamp() {
 // count adds up what the machine has counted. Of a pipeline the time is counted for all its queries together.
 func (c *client) count() {
 	now := c.machine.Counters()
-	if now == c.seen || c.entry != nil {
+	if now.Queries == c.seen.Queries && now.Replays == c.seen.Replays || c.entry != nil {
 		return
 	}
 	at := c.worker.Now()
@@ -363,10 +378,20 @@ func (c *client) count() {
 		c.pool.CountTransactions(transactions, at.Sub(c.opened))
 		c.opened = time.Time{}
 	}
-	c.began, c.seen = time.Time{}, now
+	c.tally(now)
+	c.began, c.seen, c.heard = time.Time{}, now, at
 	if c.machine.Owed() {
 		c.stamp()
 	}
+}
+
+// tally adds to the pool's numbers what was counted since the last time.
+func (c *client) tally(now session.Counters) {
+	c.counted.ClientParses = now.ClientParses - c.seen.ClientParses
+	c.counted.ServerParses = now.ServerParses - c.seen.ServerParses
+	c.counted.Binds = now.Binds - c.seen.Binds
+	c.pool.CountTraffic(c.counted)
+	c.counted = pool.Traffic{}
 }
 
 // drain makes the client go as soon as it has no transaction.
@@ -397,6 +422,17 @@ func (c *client) end(failure *pgwire.Failure) {
 		c.conn.Write(pgwire.AppendError(nil, failure))
 	}
 	c.conn.Finish(farewellTimeout)
+	level := slog.LevelDebug
+	switch {
+	case failure != nil:
+		c.because = failure.Message
+		if failure != errShutdown {
+			level = slog.LevelInfo
+		}
+	case c.leaving:
+		c.because = "client close request"
+	}
+	c.closing(level)
 	c.pooler.gone(c, failure)
 }
 
@@ -410,12 +446,18 @@ func (c *client) drop() {
 		c.unlink()
 	}
 	c.conn.Close()
+	c.because = "client_write_timeout"
+	c.closing(slog.LevelInfo)
 	c.pooler.gone(c, nil)
 }
 
 // quit leaves the queue. What was granted in this moment is given back by take.
 func (c *client) quit() {
 	c.ended = true
+	if c.machine != nil {
+		c.tally(c.machine.Counters())
+		c.seen = c.machine.Counters()
+	}
 	c.unsubscribe()
 	if c.waits == waitsForServer {
 		c.pool.Quit(c.waiter)

@@ -3,15 +3,33 @@ package pooler
 import (
 	"bufio"
 	"context"
+	"crypto/rand"
+	"crypto/subtle"
+	"encoding/binary"
+	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"slices"
+	"strings"
 	"time"
 
+	"pitr/config"
 	"pitr/internal/pgwire"
 	"pitr/pooler/admin"
+	"pitr/pooler/loop"
 	"pitr/pooler/pool"
 )
+
+// asksForConsole reports whether a client means the console: by PgBouncer's name for it, or by ours if it is an operator and no database of that name is configured.
+func (p *Pooler) asksForConsole(ask request) bool {
+	if ask.database == admin.Database {
+		return true
+	}
+	cfg := p.now()
+	_, configured := cfg.Databases[admin.Alias]
+	return ask.database == admin.Alias && !configured && admin.RoleOf(ask.user, cfg.AdminUsers, cfg.StatsUsers) != admin.RoleNone
+}
 
 // console serves an operator, whose connection counts in max_login_conn for as long as it lasts. Who is none learns that after a login like any other.
 func (p *Pooler) console(conn net.Conn, in *bufio.Reader, ask request) error {
@@ -22,7 +40,8 @@ func (p *Pooler) console(conn net.Conn, in *bufio.Reader, ask request) error {
 	if err != nil {
 		return err
 	}
-	if !slices.Contains(p.cfg.AdminUsers, ask.user) {
+	role := admin.RoleOf(ask.user, p.now().AdminUsers, p.now().StatsUsers)
+	if role == admin.RoleNone {
 		return pgwire.Fatal("42501", fmt.Sprintf("user %q may not use the console (pooler.admin_users)", ask.user))
 	}
 	if _, err := conn.Write(last); err != nil {
@@ -32,11 +51,65 @@ func (p *Pooler) console(conn net.Conn, in *bufio.Reader, ask request) error {
 		return err
 	}
 	p.log.Info("console opened", "user", ask.user, "client", conn.RemoteAddr().String())
-	console := admin.Console{In: in, Out: conn, Steering: steering{p, ask.user}}
+	o := &operator{who: identityOf(conn, ask), arrived: time.Now(), name: ask.params.Get("application_name"), conn: conn}
+	console := &o.console
+	console.In, console.Out, console.Role, console.Steering = in, conn, role, steering{p, ask.user}
+	if err := p.attend(o); err != nil {
+		return err
+	}
+	defer p.dismiss(o)
 	if err := console.Serve(context.Background()); err != nil { // drain closes the connection, which ends what waits
 		p.log.Info("console lost", "user", ask.user, "error", err)
 	}
 	return nil
+}
+
+// operator is whom a console serves.
+type operator struct {
+	who     *identity
+	arrived time.Time
+	name    string // application_name
+	conn    net.Conn
+	console admin.Console
+}
+
+// attend notes a console, and gives it a key for cancel requests that no client has.
+func (p *Pooler) attend(o *operator) error {
+	var random [8]byte
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for o.console.Process == 0 || p.clients[o.console.Process] != nil || p.consoles[o.console.Process] != nil {
+		if _, err := rand.Read(random[:]); err != nil {
+			return fmt.Errorf("random cancel key: %w", err)
+		}
+		o.console.Process = binary.BigEndian.Uint32(random[:]) >> 1
+	}
+	copy(o.console.Secret[:], random[4:])
+	p.consoles[o.console.Process] = o
+	return nil
+}
+
+func (p *Pooler) dismiss(o *operator) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	delete(p.consoles, o.console.Process)
+}
+
+// interrupt ends what the console waits for that has this key.
+func (p *Pooler) interrupt(process uint32, secret []byte) {
+	p.mu.Lock()
+	o := p.consoles[process]
+	p.mu.Unlock()
+	if o != nil && subtle.ConstantTimeCompare(secret, o.console.Secret[:]) == 1 {
+		o.console.Interrupt()
+	}
+}
+
+// operators are those who have a console now.
+func (p *Pooler) operators() []*operator {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return slices.Collect(maps.Values(p.consoles))
 }
 
 // steering does what a console is told, and tells the log who has told it.
@@ -73,4 +146,103 @@ func (s steering) Move(database, host string, port int) (string, error) {
 	from, err := s.pools.Move(database, to)
 	s.told("database moved until the pooler ends", err, "database", database, "from", from.String(), "to", to.String())
 	return from.String(), err
+}
+
+func (s steering) Enable(database string, enabled bool) error {
+	err := s.pools.Enable(database, enabled)
+	done := "database disabled"
+	if enabled {
+		done = "database enabled"
+	}
+	s.told(done, err, "database", database)
+	return err
+}
+
+func (s steering) Reconnect(database string) error {
+	err := s.pools.Reconnect(database)
+	s.told("database reconnects", err, "database", database)
+	return err
+}
+
+// errKilled is what clients get that KILL or KILL_CLIENT ends.
+var errKilled = pgwire.Fatal("57P01", "admin forced disconnect")
+
+func (s steering) Kill(database string) error {
+	err := s.pools.Hold(database)
+	if errors.Is(err, pool.ErrPaused) {
+		err = nil
+	}
+	ended := 0
+	if err == nil {
+		s.eachClient(nil, func(one visit) {
+			if database == "" || one.c.who.database == database {
+				one.c.end(errKilled)
+				ended++
+			}
+		})
+	}
+	s.told("database killed", err, "database", database, "clients", ended)
+	return err
+}
+
+func (s steering) KillClient(id uint32) error {
+	s.mu.Lock()
+	c, o := s.clients[id], s.consoles[id]
+	found := c != nil && c.entered
+	s.mu.Unlock()
+	if o != nil {
+		s.told("console killed", nil, "id", id)
+		return o.conn.Close()
+	}
+	done := make(chan struct{})
+	if !found || !c.worker.Post(loop.Func(func() { c.end(errKilled); close(done) })) {
+		return fmt.Errorf("client not found")
+	}
+	<-done
+	s.told("client killed", nil, "id", id)
+	return nil
+}
+
+func (s steering) WaitClose(ctx context.Context, database string) error {
+	return s.pools.WaitClose(ctx, database)
+}
+
+func (s steering) Reload() ([]string, error) {
+	changes, err := s.Pooler.Reload()
+	s.told("configuration reloaded", err, "changes", len(changes))
+	if err == nil && len(changes) == 0 {
+		return []string{"nothing has changed"}, nil
+	}
+	return texts(changes), err
+}
+
+func (s steering) Set(name, value string) (string, error) {
+	changes, err := s.Pooler.Set(name, value)
+	s.told("setting changed until the next RELOAD", err, "setting", name)
+	if err == nil && len(changes) == 0 {
+		return "nothing has changed", nil
+	}
+	return strings.Join(texts(changes), "; "), err
+}
+
+func texts(changes []config.Change) (list []string) {
+	for _, change := range changes {
+		list = append(list, change.String())
+	}
+	return list
+}
+
+func (s steering) Shutdown(how admin.Shutdown) {
+	s.told("shutdown", nil, "waits_for", [...]string{admin.ShutdownNow: "nothing", admin.ShutdownServers: "servers", admin.ShutdownClients: "clients"}[how])
+	s.Pooler.Shutdown(how)
+}
+
+func (s steering) Show(table string) ([][]any, error) {
+	rows := shows[table](s.Pooler)
+	if table != "CONFIG" && table != "TOTALS" && table != "LISTS" && table != "STATE" && table != "MEM" && table != "WAITS" {
+		slices.SortFunc(rows, func(a, b []any) int {
+			return strings.Compare(fmt.Sprint(a[:min(2, len(a))]...), fmt.Sprint(b[:min(2, len(b))]...))
+		})
+	}
+	return rows, nil
 }

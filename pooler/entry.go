@@ -88,7 +88,9 @@ func (c *client) greet(welcome []pgwire.Param) {
 	}
 	out := append(pgwire.AppendHeader(c.entry.tell, 'R', 4), 0, 0, 0, 0) // AuthenticationOk
 	c.pooler.loginOver(c.entry.address)
-	c.entry, c.waits = nil, waitsForNothing
+	c.entry, c.waits, c.heard = nil, waitsForNothing, c.worker.Now()
+	c.seen = c.machine.Counters()
+	c.pool.CountLogin(c.heard.Sub(c.arrived))
 	c.pooler.counters.logins.Add(1)
 	for _, param := range welcome {
 		out = pgwire.AppendParameterStatus(out, param)

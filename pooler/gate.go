@@ -16,7 +16,8 @@ type gate struct {
 	proxies []netip.Prefix
 }
 
-// newGate reads the files that the settings name.
+// newGate reads the files that the settings name: users, HBA rules, ident maps and certificates. Who is in already stays when another gate takes its place, and so does the
+// encryption of its connection.
 func (p *Pooler) newGate(cfg config.Pooler) (*gate, error) {
 	g := &gate{cfg: cfg}
 	query := auth.Query(p.askSecret)
@@ -34,17 +35,6 @@ func (p *Pooler) newGate(cfg config.Pooler) (*gate, error) {
 		return nil, err
 	}
 	return g, nil
-}
-
-// ReloadGate reads again who may come in: users, HBA rules, ident maps and certificates, as these settings say. All of it holds for logins from then on,
-// or nothing after an error; who is in already stays, and so does the encryption of its connection.
-func (p *Pooler) ReloadGate(cfg config.Pooler) error {
-	g, err := p.newGate(cfg)
-	if err != nil {
-		return err
-	}
-	p.gate.Store(g)
-	return nil
 }
 
 // mustEncrypt reports whether a client is refused that has not encrypted. As with PgBouncer, one over a Unix socket is not.

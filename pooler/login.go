@@ -12,7 +12,6 @@ import (
 	"github.com/jackc/pgx/v5/pgproto3"
 
 	"pitr/internal/pgwire"
-	"pitr/pooler/admin"
 	"pitr/pooler/loop"
 	"pitr/pooler/pool"
 	"pitr/pooler/session"
@@ -39,7 +38,7 @@ func (p *Pooler) login(conn net.Conn) (c *client, over net.Conn, early []byte, e
 		return nil, conn, nil, err
 	}
 	ask.gate = g
-	if ask.database == admin.Database {
+	if p.asksForConsole(ask) {
 		return nil, conn, nil, p.console(conn, in, ask)
 	}
 	if c, err = p.register(); err != nil {
@@ -64,8 +63,13 @@ func (p *Pooler) admit(c *client, conn net.Conn, in *bufio.Reader, ask request) 
 	if err != nil {
 		return err
 	}
+	if err := p.enroll(c, conn, ask); err != nil {
+		return err
+	}
 	servers, err := p.pools.Get(ask.database, ask.user)
 	switch {
+	case errors.Is(err, pool.ErrDisabled):
+		return pgwire.Fatal("08P01", fmt.Sprintf("database %q is disabled", ask.database))
 	case errors.Is(err, pool.ErrUnknownDatabase):
 		return pgwire.Fatal("3D000", fmt.Sprintf("database %q does not exist", ask.database))
 	case errors.Is(err, pool.ErrTooManyPools):
@@ -253,7 +257,10 @@ func (p *Pooler) loginFailed(conn net.Conn, err error) {
 			failure = errLoginTimeout
 		}
 	}
-	p.log.Info("client login failed", "client", conn.RemoteAddr().String(), "error", err)
+	if failure != nil {
+		err = failure
+	}
+	p.log.Info(fmt.Sprintf("closing because: %s", because(err)), "client", conn.RemoteAddr().String(), "login", "failed")
 	if failure == nil {
 		conn.Close()
 		return

@@ -8,13 +8,17 @@ import (
 // options returns how the client's session is to be held.
 func (p *Pooler) options(ask request) *session.Options {
 	db, _ := p.pools.Database(ask.database)
-	mode := p.cfg.PoolMode
-	for _, override := range []string{db.PoolMode, p.cfg.Users[ask.user].PoolMode} {
+	return p.sessions[poolMode(p.now(), db, ask.user)]
+}
+
+func poolMode(cfg *config.Pooler, db config.Database, user string) string {
+	mode := cfg.PoolMode
+	for _, override := range []string{db.PoolMode, cfg.Users[user].PoolMode} {
 		if override != "" {
 			mode = override
 		}
 	}
-	return p.sessions[mode]
+	return mode
 }
 
 // sessionOptions returns how sessions of each pool mode are held.

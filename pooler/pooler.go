@@ -18,6 +18,7 @@ import (
 
 	"pitr/config"
 	"pitr/internal/pgwire"
+	"pitr/pooler/admin"
 	"pitr/pooler/auth"
 	"pitr/pooler/loop"
 	"pitr/pooler/pool"
@@ -26,7 +27,8 @@ import (
 
 // Pooler is one pooler. Make it with New, then call Listen, then Run.
 type Pooler struct {
-	cfg       config.Pooler
+	cfg       config.Pooler // as the process began with it; what can change is in live
+	live      atomic.Pointer[config.Config]
 	log       *slog.Logger
 	gate      atomic.Pointer[gate]
 	pools     *pool.Set
@@ -38,15 +40,23 @@ type Pooler struct {
 	logins    chan struct{} // one token for each client that has not logged in
 	cancels   chan struct{} // one token for each cancel request on its way
 	counters  counters
-	work      sync.WaitGroup // clients, and those who are not clients yet
+	averages  averages
+	reloading reloading
+	halt      chan admin.Shutdown // an operator has ended the pooler
+	work      sync.WaitGroup      // clients, and those who are not clients yet
 
 	// mu guards the fields below. It is held for map operations only.
 	mu       sync.Mutex
 	listens  map[string]*subscriptions // by database
 	clients  map[uint32]*client        // by the process id that the client was given
 	conns    map[net.Conn]struct{}     // those that no worker has yet
+	tallies  tallies
+	consoles map[uint32]*operator
 	draining bool
 }
+
+// now returns the settings that are in force.
+func (p *Pooler) now() *config.Pooler { return &p.live.Load().Pooler }
 
 // New checks the configuration and reads the users. It opens no socket.
 func New(cfg config.Config, log *slog.Logger) (*Pooler, error) {
@@ -54,13 +64,17 @@ func New(cfg config.Config, log *slog.Logger) (*Pooler, error) {
 		return nil, err
 	}
 	p := &Pooler{
-		cfg: cfg.Pooler, log: log, sessions: sessionOptions(cfg.Pooler), clients: map[uint32]*client{}, listens: map[string]*subscriptions{}, conns: map[net.Conn]struct{}{},
+		cfg: cfg.Pooler, log: log, sessions: sessionOptions(cfg.Pooler), clients: map[uint32]*client{}, listens: map[string]*subscriptions{}, conns: map[net.Conn]struct{}{}, consoles: map[uint32]*operator{},
+		tallies: tallies{map[string]int{}, map[string]int{}}, halt: make(chan admin.Shutdown, 1),
 		entrance: entrance{max: cfg.Pooler.MaxLoginConnPerAddress, from: map[netip.Addr]int{}},
 		logins:   make(chan struct{}, cfg.Pooler.MaxLoginConn), cancels: make(chan struct{}, cfg.Pooler.MaxCancelRequests),
 	}
-	if err := p.ReloadGate(cfg.Pooler); err != nil {
+	p.live.Store(&cfg)
+	g, err := p.newGate(cfg.Pooler)
+	if err != nil {
 		return nil, err
 	}
+	p.gate.Store(g)
 	if err := p.newWorkers(cfg.Pooler.Workers); err != nil {
 		return nil, err
 	}
@@ -118,21 +132,34 @@ func (p *Pooler) closeListeners() {
 // Ready reports whether Postgres lets us in: nil when a server connection exists, or else the outcome of a login.
 func (p *Pooler) Ready(ctx context.Context) error { return p.pools.Ready(ctx) }
 
-// Run serves clients until ctx ends, then drains: idle clients are told to go, open transactions may end within drain_timeout.
+// Run serves clients until ctx ends, or an operator says so, then drains: idle clients are told to go, open transactions may end within drain_timeout.
 // It returns when everything that it has started has ended, and can be called once.
 func (p *Pooler) Run(ctx context.Context) error {
 	start := time.Now()
-	var accepting sync.WaitGroup
+	var accepting, tending sync.WaitGroup
 	p.runWorkers()
-	accepting.Go(func() { p.trimMemory(ctx) })
+	tend, stop := context.WithCancel(context.WithoutCancel(ctx))
+	defer stop()
+	tending.Go(func() { p.trimMemory(tend) })
+	tending.Go(func() { p.patrol(tend) })
 	for _, listener := range p.listeners {
 		p.log.Info("pooler listening", "address", listener.Addr().String())
 		accepting.Go(func() { p.accept(ctx, listener) })
 	}
-	<-ctx.Done()
+	patience := time.NewTimer(time.Hour)
+	defer patience.Stop()
+	limit := patience.C
+	select {
+	case <-ctx.Done():
+		patience.Reset(p.now().DrainTimeout.D())
+	case how := <-p.halt:
+		limit = p.halted(ctx, how, patience)
+	}
 	p.closeListeners()
 	accepting.Wait()
-	drained, cut := p.drain()
+	drained, cut := p.drain(ctx, limit)
+	stop()
+	tending.Wait()
 	p.pools.Close()
 	p.stopWorkers()
 	p.log.Info("pooler stopped", "clients_drained", drained, "clients_cut", cut, "after", time.Since(start).Round(time.Millisecond))
@@ -216,13 +243,25 @@ func (p *Pooler) gone(c *client, failure *pgwire.Failure) {
 		if failure != nil {
 			reason = failure
 		}
-		p.log.Info("client login failed", "client", c.entry.remote, "error", reason)
+		p.log.Info(fmt.Sprintf("closing because: %s (age=%ds)", because(reason), int(time.Since(c.arrived).Seconds())), "client", c.entry.remote, "login", "failed")
 		if c.entry.timer != nil {
 			c.entry.timer.Stop()
 		}
 	}
 	p.forget(c)
 	p.work.Done()
+}
+
+// because is why a login has failed, as the client is told it.
+func because(reason error) string {
+	var failure *pgwire.Failure
+	if errors.As(reason, &failure) {
+		return failure.Message
+	}
+	if isEOF(reason) {
+		return "client unexpected eof"
+	}
+	return reason.Error()
 }
 
 func (p *Pooler) forget(c *client) {
@@ -260,20 +299,15 @@ func (p *Pooler) untrack(conn net.Conn) {
 // errShutdown is what Postgres says in ProcessInterrupts (src/backend/tcop/postgres.c).
 var errShutdown = pgwire.Fatal("57P01", "terminating connection due to administrator command")
 
-// drain tells all clients to go, waits for them as long as it may, then cuts those that are left.
-func (p *Pooler) drain() (drained, cut int) {
+// drain tells all clients to go, waits for them until limit, then cuts those that are left. A nil limit waits until ctx ends, and then for drain_timeout.
+func (p *Pooler) drain(ctx context.Context, limit <-chan time.Time) (drained, cut int) {
 	p.mu.Lock()
 	p.draining = true
-	var clients []*client
-	for _, c := range p.clients {
-		if c.entered {
-			clients = append(clients, c)
-		}
-	}
 	for conn := range p.conns {
 		conn.Close()
 	}
 	p.mu.Unlock()
+	clients := p.entered()
 	for _, c := range clients {
 		c.worker.Post(loop.Func(c.drain))
 	}
@@ -282,26 +316,39 @@ func (p *Pooler) drain() (drained, cut int) {
 		p.work.Wait()
 		close(gone)
 	}()
-	timeout := time.NewTimer(p.cfg.DrainTimeout.D())
-	defer timeout.Stop()
+	if limit == nil {
+		select {
+		case <-gone:
+			return len(clients), 0
+		case <-ctx.Done():
+		}
+		timeout := time.NewTimer(p.now().DrainTimeout.D())
+		defer timeout.Stop()
+		limit = timeout.C
+	}
 	select {
 	case <-gone:
 		return len(clients), 0
-	case <-timeout.C:
+	case <-limit:
 	}
-	p.mu.Lock()
-	var left []*client
-	for _, c := range p.clients {
-		if c.entered {
-			left = append(left, c)
-		}
-	}
-	p.mu.Unlock()
+	left := p.entered()
 	for _, c := range left {
 		c.worker.Post(loop.Func(func() { c.end(errShutdown) }))
 	}
 	<-gone
 	return len(clients) - len(left), len(left)
+}
+
+// entered returns the clients that a worker has.
+func (p *Pooler) entered() (clients []*client) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, c := range p.clients {
+		if c.entered {
+			clients = append(clients, c)
+		}
+	}
+	return clients
 }
 
 // Close gives up a Pooler that was made and will not Run.

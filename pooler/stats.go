@@ -1,6 +1,7 @@
 package pooler
 
 import (
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -13,6 +14,9 @@ type counters struct {
 	pipelineLimitHits, writeTimeouts, cancelRequests atomic.Uint64
 	serversLost, notificationsDropped                atomic.Uint64
 	addressLimitHits                                 atomic.Uint64
+	databaseLimitHits, userLimitHits                 atomic.Uint64
+	queryTimeouts, transactionTimeouts               atomic.Uint64
+	idleTransactionTimeouts, idleTimeouts            atomic.Uint64
 }
 
 // Stats is a snapshot. Counters count since the start.
@@ -50,6 +54,16 @@ type LimitHits struct {
 	ClientWriteTimeout  uint64
 	// MaxClientNotifications counts notifications that did not arrive, because of this limit or because the client did not read.
 	MaxClientNotifications uint64
+
+	MaxDBClientConnections   uint64
+	MaxUserClientConnections uint64
+	QueryTimeout             uint64
+	TransactionTimeout       uint64
+	IdleTransactionTimeout   uint64
+	ClientIdleTimeout        uint64
+	MaxDBConnections         uint64 // connects that had to wait for another server of the database to go
+	MaxUserConnections       uint64
+	ServerConnectRate        uint64
 }
 
 // Stats returns a snapshot of the whole pooler. It takes each lock for a moment and never waits for a client or a server.
@@ -59,7 +73,7 @@ func (p *Pooler) Stats() Stats {
 	st := Stats{
 		ClientsLogin: len(p.logins),
 		Logins:       n.logins.Load(), LoginFailures: n.loginFailures.Load(), CancelRequests: n.cancelRequests.Load(), ServersLost: n.serversLost.Load(),
-		AcceptErrors: n.acceptErrors.Load(), MaxClientConn: p.cfg.MaxClientConn, WaitBuckets: pool.WaitBuckets[:], Pools: pools,
+		AcceptErrors: n.acceptErrors.Load(), MaxClientConn: p.now().MaxClientConn, WaitBuckets: pool.WaitBuckets[:], Pools: pools,
 		Limits: LimitHits{
 			MaxClientConn: n.clientLimitHits.Load(), MaxLoginConn: n.loginLimitHits.Load(), MaxLoginConnAddress: n.addressLimitHits.Load(),
 			AuthQueryCacheMax: p.gate.Load().users.QueryCacheOverflows(), MaxPools: poolHits,
@@ -67,6 +81,10 @@ func (p *Pooler) Stats() Stats {
 			ClientWriteTimeout: n.writeTimeouts.Load(), MaxClientNotifications: n.notificationsDropped.Load(),
 		},
 	}
+	st.Limits.MaxDBClientConnections, st.Limits.MaxUserClientConnections = n.databaseLimitHits.Load(), n.userLimitHits.Load()
+	st.Limits.QueryTimeout, st.Limits.TransactionTimeout = n.queryTimeouts.Load(), n.transactionTimeouts.Load()
+	st.Limits.IdleTransactionTimeout, st.Limits.ClientIdleTimeout = n.idleTransactionTimeouts.Load(), n.idleTimeouts.Load()
+	st.Limits.MaxDBConnections, st.Limits.MaxUserConnections, st.Limits.ServerConnectRate = p.pools.LimitHits()
 	for _, w := range p.workers {
 		st.BytesFromClients += w.fromClients.Load()
 		st.BytesToClients += w.toClients.Load()
@@ -81,4 +99,61 @@ func (p *Pooler) Stats() Stats {
 	st.Clients = len(p.clients)
 	p.mu.Unlock()
 	return st
+}
+
+// averages are what was counted in the last stats_period, for each database.
+type averages struct {
+	// mu guards the rest.
+	mu     sync.Mutex
+	since  time.Time
+	before map[string]pool.Totals
+	last   map[string]average
+}
+
+// average is what has changed in a period.
+type average struct {
+	pool.Totals
+	period time.Duration
+}
+
+// take ends a period, when it is over.
+func (a *averages) take(now time.Time, period time.Duration, totals func() map[string]pool.Totals) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.since.IsZero() {
+		a.since, a.before = now, totals()
+		return
+	}
+	if now.Sub(a.since) < period {
+		return
+	}
+	next := totals()
+	a.last = map[string]average{}
+	for database, t := range next {
+		a.last[database] = average{t.Minus(a.before[database]), now.Sub(a.since)}
+	}
+	a.since, a.before = now, next
+}
+
+// of returns the averages of a database.
+func (a *averages) of(database string) average {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.last[database]
+}
+
+// perSecond is a number as the average of a second.
+func (a average) perSecond(n uint64) uint64 {
+	if a.period <= 0 {
+		return 0
+	}
+	return uint64(float64(n) / a.period.Seconds())
+}
+
+// each is a time as the average of what it was spent on, in microseconds.
+func each(total time.Duration, n uint64) int64 {
+	if n == 0 {
+		return 0
+	}
+	return total.Microseconds() / int64(n)
 }

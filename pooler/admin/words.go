@@ -16,7 +16,7 @@ func (w word) is(key string) bool { return !w.quoted && strings.EqualFold(w.text
 
 var errQuote = errors.New("a quote is not closed")
 
-// split cuts a command into words, "names" and 'texts', up to a semicolon, which only blanks may follow.
+// split cuts a command into words, "names", 'texts' and equals signs, up to a semicolon, which only blanks may follow.
 func split(text string) ([]word, error) {
 	text = strings.TrimSuffix(text, "\x00")
 	var words []word
@@ -37,10 +37,11 @@ func split(text string) ([]word, error) {
 			}
 			words, text = append(words, word{quoted, true}), rest
 		default:
-			end := strings.IndexAny(text, " \t\r\n;\"'")
+			end := strings.IndexAny(text, " \t\r\n;\"'=")
 			if end < 0 {
 				end = len(text)
 			}
+			end = max(end, 1) // "=" is a word
 			words, text = append(words, word{text[:end], false}), text[end:]
 		}
 	}

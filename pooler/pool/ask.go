@@ -31,10 +31,10 @@ type asking struct {
 // AuthDatabase returns the database that is asked about the users of a client's database, and as whom; false if nobody is asked. As with
 // PgBouncer nobody is asked for a database that does not exist, unless another one is to be asked.
 func (s *Set) AuthDatabase(database string) (key Key, query string, asked bool) {
-	key = Key{Database: database, User: s.cfg.Auth.User}
-	query = s.cfg.Auth.Query
+	key = Key{Database: database, User: s.now().Auth.User}
+	query = s.now().Auth.Query
 	db, found := s.Database(database)
-	home := s.cfg.Auth.DBName
+	home := s.now().Auth.DBName
 	if found && db.AuthDBName != "" {
 		home = db.AuthDBName
 	}
@@ -58,7 +58,7 @@ func (s *Set) AskSecret(ctx context.Context, database, user string) (secret stri
 	if !asked {
 		return "", false, nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, s.cfg.ClientLoginTimeout.D())
+	ctx, cancel := context.WithTimeout(ctx, s.now().ClientLoginTimeout.D())
 	defer cancel()
 	defer context.AfterFunc(s.ctx, cancel)()
 	select {
@@ -128,7 +128,7 @@ func (s *Set) connectAsking(ctx context.Context, key Key) (one *asking, fresh bo
 	if err != nil {
 		return nil, false, err
 	}
-	login, done := context.WithTimeout(ctx, s.cfg.ServerConnectTimeout.D())
+	login, done := context.WithTimeout(ctx, s.now().ServerConnectTimeout.D())
 	defer done()
 	cfg := dial.prepare()
 	cfg.RuntimeParams["application_name"] = "pitr auth_query"

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"slices"
+	"strconv"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgconn"
@@ -66,6 +67,11 @@ type dialer struct {
 
 // newDialer follows the rules in config/settings.go: what the database's entry leaves open comes from the DSN.
 func (s *Set) newDialer(db config.Database, key Key, known Credentials) (dialer, error) {
+	return s.dialerOf(s.now(), db, key, known)
+}
+
+// dialerOf is newDialer with other settings.
+func (s *Set) dialerOf(settings *config.Pooler, db config.Database, key Key, known Credentials) (dialer, error) {
 	cfg, err := parseDSN(s.dsn)
 	if err != nil {
 		return dialer{}, err
@@ -73,7 +79,7 @@ func (s *Set) newDialer(db config.Database, key Key, known Credentials) (dialer,
 	if db.Host != "" || db.Port != 0 {
 		moveTo(cfg, db.Host, uint16(db.Port))
 	}
-	if err := encryptionOf(s.cfg).apply(cfg); err != nil {
+	if err := encryptionOf(*settings).apply(cfg); err != nil {
 		return dialer{}, err
 	}
 	switch {
@@ -177,31 +183,48 @@ func (d dialer) connect(ctx context.Context, timeout time.Duration) (*pgconn.PgC
 	return conn, hijacked, nil
 }
 
-// launch starts as many connects as there are clients that wait for one and the limit allows. The caller holds mu.
-func (p *Pool) launch(now time.Time) {
-	for !p.closed && !p.paused && p.connecting < p.waiters.n && len(p.servers)+p.connecting < p.size && !now.Before(p.retryAt) {
-		p.connecting++
-		dial := p.dial
-		p.set.work.Go(func() { p.connectOne(dial) })
+// backoffMin is the pause after the first failed login; it doubles up to server_login_retry, or to busyBackoffMax where it is only a matter of time.
+const (
+	backoffMin     = 100 * time.Millisecond
+	busyBackoffMax = time.Second
+)
+
+// busy reports whether Postgres has said that it will let us in later: ERRCODE_CANNOT_CONNECT_NOW, while it starts, stops or recovers, or
+// ERRCODE_TOO_MANY_CONNECTIONS (src/backend/utils/errcodes.txt). Clients then wait on.
+func (e *ConnectError) busy() bool { return e != nil && (e.Code == "57P03" || e.Code == "53300") }
+
+// address is what connects are counted by: see Set.pace.
+func (d dialer) address() string {
+	if d.config == nil {
+		return ""
 	}
+	return net.JoinHostPort(d.config.Host, strconv.Itoa(int(d.config.Port)))
 }
 
-// backoffMin is the pause after the first failed login; it doubles up to server_login_retry.
-const backoffMin = 100 * time.Millisecond
-
-func (p *Pool) connectOne(dial dialer) {
-	origin, hijacked, err := dial.connect(p.set.ctx, p.set.cfg.ServerConnectTimeout.D())
+func (p *Pool) connectOne(dial dialer, moves int) {
+	begin := time.Now()
+	origin, hijacked, err := dial.connect(p.set.ctx, p.set.now().ServerConnectTimeout.D())
 	var server *Server
 	if err == nil {
 		server = &Server{State: session.NewServer(hijacked.ParameterStatuses), pool: p, origin: origin, born: time.Now()}
+		p.connects.observe(1, server.born.Sub(begin))
 		server.wire, err = p.set.driver.Attach(server, hijacked.Conn)
 	}
 	p.mu.Lock()
 	p.connecting--
 	if err != nil {
-		p.connectFailed(err)
+		p.perDatabase.give()
+		p.perUser.give()
+		p.freed()
+		p.connectFailed(err, begin)
 		p.mu.Unlock()
 		return
+	}
+	if span := p.limits.lifespan(); span > 0 {
+		server.dies = server.born.Add(span)
+	}
+	if p.moves != moves {
+		server.leaves = becauseMoved
 	}
 	p.servers[server] = struct{}{} // from now on it may be lost
 	p.counters.Connects++
@@ -221,7 +244,7 @@ func (p *Pool) connectOne(dial dialer) {
 }
 
 // connectFailed notes a failure. Clients wait on only if there are servers that may become free. The caller holds mu.
-func (p *Pool) connectFailed(err error) {
+func (p *Pool) connectFailed(err error, begin time.Time) {
 	p.counters.ConnectFailures++
 	if p.closed {
 		return
@@ -230,14 +253,21 @@ func (p *Pool) connectFailed(err error) {
 	p.lastErr.NoPassword = p.dial.knowsNothing()
 	// Nothing is launched before retryAt: what fails until then was on its way together with what has failed already, and says no more.
 	if now := time.Now(); !now.Before(p.retryAt) {
-		pause := min(backoffMin<<min(p.failures, 20), p.set.cfg.ServerLoginRetry.D())
+		pause := min(backoffMin<<min(p.failures, 20), p.set.now().ServerLoginRetry.D())
+		if p.lastErr.busy() {
+			pause = min(pause, busyBackoffMax)
+		}
 		p.failures++
 		p.retryAt = now.Add(pause)
 		if p.failures&(p.failures-1) == 0 {
-			p.log.Warn("server login failed", "database", p.key.Database, "user", p.key.User, "attempt", p.failures, "retry_in", pause, "error", err)
+			because := "server login failed" // PgBouncer's words (src/server.c)
+			if p.lastErr.Code == "08001" {
+				because = "connect failed"
+			}
+			p.log.Warn(fmt.Sprintf("closing because: %s (age=%ds)", because, int(now.Sub(begin).Seconds())), "database", p.key.Database, "user", p.key.User, "attempt", p.failures, "retry_in", pause, "error", err)
 		}
 	}
-	if len(p.servers)+p.connecting > 0 {
+	if len(p.servers)+p.connecting > 0 || p.lastErr.busy() {
 		return
 	}
 	for now := time.Now(); p.waiters.n > 0; {

@@ -21,12 +21,14 @@ import (
 type postgres struct {
 	mu       sync.Mutex
 	refuses  bool
+	code     string      // it refuses logins with this SQLSTATE
 	late     bool        // it takes a while to refuse
 	hangs    bool        // in DISCARD ALL
 	stalls   bool        // the first write returns long after it was answered, as it does on a machine without a free core
 	attempts []time.Time // of connecting
 	backends []net.Conn  // in the order of their logins
 	discards int
+	texts    []string // all queries
 }
 
 func (f *postgres) dial(context.Context, string, string) (net.Conn, error) {
@@ -71,18 +73,36 @@ func (f *postgres) backend(conn net.Conn, pid uint32) {
 	if _, err := backend.ReceiveStartupMessage(); err != nil {
 		return
 	}
+	f.mu.Lock()
+	code := f.code
+	f.mu.Unlock()
+	if code != "" {
+		backend.Send(&pgproto3.ErrorResponse{Severity: "FATAL", SeverityUnlocalized: "FATAL", Code: code, Message: "not now"})
+		_ = backend.Flush()
+		return
+	}
 	backend.Send(&pgproto3.AuthenticationOk{})
 	backend.Send(&pgproto3.BackendKeyData{ProcessID: pid, SecretKey: []byte{1, 2, 3, 4}})
 	backend.Send(&pgproto3.ReadyForQuery{TxStatus: 'I'})
 	for backend.Flush() == nil {
-		if _, err := backend.Receive(); err != nil {
+		message, err := backend.Receive()
+		if err != nil {
 			return
 		}
+		text := message.(*pgproto3.Query).String
 		f.mu.Lock()
-		f.discards++
+		f.texts = append(f.texts, text)
 		hangs := f.hangs
+		if text == "DISCARD ALL" {
+			f.discards++
+		}
 		f.mu.Unlock()
 		if hangs {
+			continue
+		}
+		if text != "DISCARD ALL" {
+			backend.Send(&pgproto3.EmptyQueryResponse{})
+			backend.Send(&pgproto3.ReadyForQuery{TxStatus: 'I'})
 			continue
 		}
 		backend.Send(&pgproto3.CommandComplete{CommandTag: []byte("DISCARD ALL")})
@@ -143,6 +163,8 @@ func (w *piped) Start() error {
 	go w.read()
 	return nil
 }
+
+func (w *piped) Post(b []byte) { w.Write(b) }
 
 func (w *piped) Write(b []byte) {
 	go func() { _, _ = w.conn.Write(b) }() // read finds out

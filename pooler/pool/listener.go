@@ -101,7 +101,7 @@ func (l *Listener) run() {
 		case <-ctx.Done():
 		case <-time.After(pause):
 		}
-		pause = min(2*pause, max(l.pool.set.cfg.ServerLoginRetry.D(), backoffMin))
+		pause = min(2*pause, max(l.pool.set.now().ServerLoginRetry.D(), backoffMin))
 	}
 }
 
@@ -119,7 +119,7 @@ func (l *Listener) listen(ctx context.Context) error {
 		l.deliver(Notification{Process: n.PID, Channel: n.Channel, Payload: n.Payload})
 	}
 	config.RuntimeParams["application_name"] = "pitr listen"
-	login, done := context.WithTimeout(ctx, l.pool.set.cfg.ServerConnectTimeout.D())
+	login, done := context.WithTimeout(ctx, l.pool.set.now().ServerConnectTimeout.D())
 	conn, err := pgconn.ConnectConfig(login, config)
 	done()
 	if err != nil {
@@ -137,7 +137,7 @@ func (l *Listener) listen(ctx context.Context) error {
 			return nil
 		}
 		if text != "" {
-			limited, done := context.WithTimeout(ctx, l.pool.set.cfg.ServerConnectTimeout.D())
+			limited, done := context.WithTimeout(ctx, l.pool.set.now().ServerConnectTimeout.D())
 			_, err := conn.Exec(limited, text).ReadAll()
 			done()
 			if err != nil {

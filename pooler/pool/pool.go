@@ -4,7 +4,9 @@
 package pool
 
 import (
+	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
@@ -17,19 +19,26 @@ type Key struct{ Database, User string }
 
 // Pool holds the server connections of one key.
 type Pool struct {
-	key  Key
-	set  *Set
-	size int // most connections
-	dial dialer
-	log  *slog.Logger
+	key Key
+	set *Set
+	log *slog.Logger
 
-	queries, transactions histogram
+	perDatabase, perUser          *quota // shared with other pools
+	queries, transactions, logins histogram
+	connects                      histogram
+	traffic                       traffic
 
 	// mu guards everything below and the life of every server in the pool. Nothing is read, written, dialled or waited for while it
 	// is held; Server.mu and nothing else may be taken under it.
 	mu         sync.Mutex
+	limits     limits
+	dial       dialer
+	moves      int  // counts changes of dial
+	starved    bool // see starve
 	servers    map[*Server]struct{}
 	idle       []*Server // the last one is given first
+	used       []*Server // idle too, but for so long that they are tested first
+	testing    int
 	waiters    queue
 	timeout    *time.Timer // ends waits that have lasted for too long
 	watching   bool        // it runs
@@ -54,14 +63,14 @@ func (p *Pool) Key() Key { return p.key }
 func (p *Pool) Release(server *Server, condition session.Condition) {
 	p.mu.Lock()
 	switch {
-	case condition == session.Broken || p.closed || server.suspect || server.isLost():
-		p.remove(server)
+	case condition == session.Broken || p.closed || server.suspect || server.isLost() || server.leaves != "":
+		p.remove(server, p.broken(server))
 		p.mu.Unlock()
 	case server.cancels > 0:
 		server.move(stateHeld)
 		server.setOwner(nil)
 		p.mu.Unlock()
-	case condition == session.Dirty:
+	case condition == session.Dirty || p.limits.resetAlways:
 		p.cleanAndUnlock(server)
 	default:
 		p.give(server)
@@ -75,52 +84,108 @@ func (p *Pool) give(server *Server) {
 		return // it was lost in the moment in which it came
 	}
 	now := time.Now()
-	if p.closed || p.paused || server.suspect || server.isLost() || p.set.tooOld(server, now) {
-		p.remove(server)
+	switch {
+	case p.closed || p.paused || server.suspect || server.isLost() || server.leaves != "":
+		p.remove(server, p.broken(server))
+		return
+	case server.tooOld(now):
+		p.remove(server, becauseOld)
+		return
+	case len(p.servers) > p.limits.size+p.limits.reserve:
+		p.remove(server, becauseMany)
 		return
 	}
 	w := p.waiters.first
 	if w == nil {
-		server.move(stateIdle)
 		server.idleSince = now
+		if p.limits.check != "" && p.limits.checkDelay == 0 {
+			server.move(stateUsed)
+			p.used = append(p.used, server)
+		} else {
+			server.move(stateIdle)
+			p.idle = append(p.idle, server)
+		}
 		server.setOwner(nil)
-		p.idle = append(p.idle, server)
+		p.freed()
 		return
 	}
 	server.lend(w.owner)
+	p.counters.Assignments++
 	p.settle(w, now, server, nil)
 }
 
 // cleanAndUnlock makes a dirty server clean before it is given on. The caller holds mu, which is released.
 func (p *Pool) cleanAndUnlock(server *Server) {
-	clean := server.State.AppendClean(nil) // before the cleaner, whose State it then is, can be called
+	clean := server.State.AppendReset(nil, p.limits.reset) // before the cleaner, whose State it then is, can be called
 	server.move(stateCleaning)
 	server.setOwner(cleaner{})
-	server.cleanBy = time.Now().Add(p.set.cfg.ServerResetTimeout.D())
+	server.cleanBy = time.Now().Add(p.set.now().ServerResetTimeout.D())
 	p.counters.Cleanings++
 	p.mu.Unlock()
 	server.wire.Write(clean)
 }
 
+// Why servers are closed, in PgBouncer's words (src/janitor.c, src/server.c, src/objects.c).
+const (
+	becauseIdle    = "server idle timeout"
+	becauseOld     = "server lifetime over"
+	becauseMany    = "too many servers in the pool"
+	becauseAsked   = "reconnect"
+	becauseMoved   = "database configuration changed"
+	becauseLost    = "server conn crashed?"
+	becauseUnclean = "unclean server"
+	becauseSlow    = "test query failed"
+	becauseEvicted = "evicted"
+	becausePaused  = "pause"
+	becauseEnd     = "shutdown"
+)
+
+// broken says why a server that its owner gives back cannot be used again. The caller holds mu.
+func (p *Pool) broken(server *Server) string {
+	switch {
+	case p.closed:
+		return becauseEnd
+	case server.isLost():
+		return becauseLost
+	case server.leaves != "":
+		return server.leaves
+	case p.paused:
+		return becausePaused
+	}
+	return becauseUnclean
+}
+
 // remove closes a server and forgets it. The caller holds mu.
-func (p *Pool) remove(server *Server) {
+func (p *Pool) remove(server *Server, because string) {
 	if server.state == stateClosed {
 		return
 	}
-	if server.state == stateIdle {
-		for i, idle := range p.idle {
-			if idle == server {
-				p.idle = append(p.idle[:i], p.idle[i+1:]...)
-				break
-			}
-		}
+	switch server.state {
+	case stateIdle:
+		p.idle = without(p.idle, server)
+	case stateUsed:
+		p.used = without(p.used, server)
+	case stateTesting:
+		p.testing--
 	}
 	server.move(stateClosed)
 	server.setOwner(nil)
 	delete(p.servers, server)
+	p.perDatabase.give()
+	p.perUser.give()
 	p.counters.Closed++
 	server.close()
-	p.launch(time.Now())
+	now := time.Now()
+	p.log.Info(fmt.Sprintf("closing because: %s (age=%ds)", because, int(now.Sub(server.born).Seconds())), "database", p.key.Database, "user", p.key.User, "pid", server.Process())
+	p.freed()
+	p.launch(now)
+}
+
+func without(list []*Server, server *Server) []*Server {
+	if i := slices.Index(list, server); i >= 0 {
+		return slices.Delete(list, i, i+1)
+	}
+	return list
 }
 
 // unasked deals with something that a server has sent while it seemed to be nobody's.
@@ -128,9 +193,9 @@ func (p *Pool) unasked(server *Server) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	switch server.state {
-	case stateIdle:
+	case stateIdle, stateUsed:
 		p.log.Warn("server connection lost", "database", p.key.Database, "user", p.key.User, "pid", server.Process(), "error", ErrUnasked)
-		p.remove(server)
+		p.remove(server, becauseLost)
 	case stateNew, stateHeld:
 		server.suspect = true
 	}
@@ -140,11 +205,13 @@ func (p *Pool) unasked(server *Server) {
 func (p *Pool) lost(server *Server, err error) {
 	p.mu.Lock()
 	owner := server.currentOwner()
-	if _, cleaning := owner.(cleaner); cleaning || owner == nil {
+	_, cleaning := owner.(cleaner)
+	_, testing := owner.(tester)
+	if cleaning || testing || owner == nil {
 		if server.state != stateClosed {
 			p.log.Warn("server connection lost", "database", p.key.Database, "user", p.key.User, "pid", server.Process(), "error", err)
 		}
-		p.remove(server)
+		p.remove(server, becauseLost)
 		owner = nil
 	}
 	p.mu.Unlock()
@@ -153,10 +220,14 @@ func (p *Pool) lost(server *Server, err error) {
 	}
 }
 
-// cleaned takes back a server whose cleaning has come to its end.
+// cleaned takes back a server whose cleaning, or test, has come to its end.
 func (p *Pool) cleaned(server *Server) {
 	p.mu.Lock()
-	if server.state == stateCleaning {
+	switch server.state {
+	case stateTesting:
+		p.testing--
+		p.give(server)
+	case stateCleaning:
 		p.give(server)
 	}
 	p.mu.Unlock()
@@ -181,8 +252,8 @@ func (p *Pool) Unhold(server *Server, delivered bool) {
 		p.mu.Unlock()
 		return
 	}
-	if server.suspect {
-		p.remove(server)
+	if server.suspect || server.leaves != "" || p.closed || p.paused {
+		p.remove(server, p.broken(server))
 		p.mu.Unlock()
 		return
 	}
@@ -201,7 +272,7 @@ func (p *Pool) Welcome(params *session.Params) ([]pgwire.Param, bool) {
 func (p *Pool) SetWelcome(params *session.Params, reported []pgwire.Param) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if len(p.welcomes) >= p.set.cfg.MaxParameterSets {
+	if len(p.welcomes) >= p.set.now().MaxParameterSets {
 		clear(p.welcomes)
 		p.counters.ParameterSetOverflows++
 	}
@@ -212,6 +283,9 @@ func (p *Pool) SetWelcome(params *session.Params, reported []pgwire.Param) {
 func (p *Pool) Join() {
 	p.mu.Lock()
 	p.users++
+	if p.limits.min > 0 {
+		p.launch(time.Now())
+	}
 	p.mu.Unlock()
 }
 

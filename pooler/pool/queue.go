@@ -67,11 +67,12 @@ func (p *Pool) Acquire(w *Waiter) (*Server, error) {
 		p.idle[n-1] = nil
 		p.idle = p.idle[:n-1]
 		server.lend(w.owner)
+		p.counters.Assignments++
 		p.counters.observe(0)
 		return server, nil
 	}
 	now := time.Now()
-	if !p.paused && len(p.servers)+p.connecting == 0 && now.Before(p.retryAt) {
+	if !p.paused && len(p.servers)+p.connecting == 0 && now.Before(p.retryAt) && !p.lastErr.busy() {
 		p.counters.ConnectRefusals++
 		return nil, p.lastErr
 	}
@@ -97,7 +98,7 @@ func (p *Pool) Quit(w *Waiter) bool {
 
 // watchTimeout sees to it that somebody looks when the first waiter's time is over. The caller holds mu.
 func (p *Pool) watchTimeout(now time.Time) {
-	limit := p.set.cfg.QueryWaitTimeout.D()
+	limit := p.limits.wait
 	if limit == 0 || p.watching || p.waiters.n == 0 || p.closed {
 		return
 	}
@@ -116,7 +117,7 @@ func (p *Pool) expire() {
 	defer p.mu.Unlock()
 	p.watching = false
 	now := time.Now()
-	for w := p.waiters.first; w != nil && now.Sub(w.since) >= p.set.cfg.QueryWaitTimeout.D(); w = p.waiters.first {
+	for w := p.waiters.first; w != nil && p.limits.wait > 0 && now.Sub(w.since) >= p.limits.wait; w = p.waiters.first {
 		p.counters.WaitTimeouts++
 		p.settle(w, now, nil, ErrWaitTimeout)
 	}

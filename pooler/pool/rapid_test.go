@@ -148,8 +148,8 @@ func (m *model) check(t *rapid.T) {
 	if lent != len(m.lent) || m.pool.waiters.n != len(m.queue) {
 		t.Fatalf("%d servers are lent and %d clients wait; the pool says %d and %d", len(m.lent), len(m.queue), lent, m.pool.waiters.n)
 	}
-	if n := len(m.pool.servers) + m.pool.connecting; n > m.pool.size {
-		t.Fatalf("%d servers of %d", n, m.pool.size)
+	if n := len(m.pool.servers) + m.pool.connecting; n > m.pool.limits.size {
+		t.Fatalf("%d servers of %d", n, m.pool.limits.size)
 	}
 	if len(m.pool.idle) > 0 && len(m.queue) > 0 {
 		t.Fatal("a server is idle and a client waits")

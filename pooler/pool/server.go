@@ -27,6 +27,7 @@ type Owner interface {
 type Wire interface {
 	Start() error   // begins to read
 	Write(b []byte) // takes all; what goes wrong is told by Server.Fail
+	Post(b []byte)  // does the same on any goroutine, while nobody has the server
 	Shut()          // closes, on any goroutine, without waiting
 }
 
@@ -36,6 +37,8 @@ type state uint8
 const (
 	stateNew      state = iota // logged in, nobody's yet
 	stateIdle                  // nobody's
+	stateUsed                  // nobody's for so long that it is tested before it is lent
+	stateTesting               // on its way from there
 	stateActive                // lent
 	stateHeld                  // given back while a cancel is on its way
 	stateCleaning              // given back dirty
@@ -51,13 +54,15 @@ type Server struct {
 	wire   Wire
 	origin *pgconn.PgConn // hijacked; knows how to send a cancel
 	born   time.Time
+	dies   time.Time // it is closed when it is next given back; zero: never
 
 	// Guarded by Pool.mu.
 	state     state
 	idleSince time.Time
 	cleanBy   time.Time
 	cancels   int
-	suspect   bool // a cancel was sent that may still arrive
+	suspect   bool   // a cancel was sent that may still arrive
+	leaves    string // why it is closed when it is next given back; empty: it is not
 
 	// mu guards who gets what the server sends.
 	mu    sync.Mutex
@@ -65,12 +70,18 @@ type Server struct {
 	err   error // why the connection has ended
 }
 
+func (s *Server) tooOld(now time.Time) bool { return !s.dies.IsZero() && now.After(s.dies) }
+
 // move is the only place where a server's state changes. The caller holds Pool.mu.
 func (s *Server) move(to state) {
 	legal := false
 	switch to {
 	case stateIdle, stateActive:
-		legal = s.state == stateNew || s.state == stateActive || s.state == stateCleaning || s.state == stateIdle && to == stateActive
+		legal = s.state == stateNew || s.state == stateActive || s.state == stateCleaning || s.state == stateTesting || s.state == stateIdle && to == stateActive
+	case stateUsed:
+		legal = s.state == stateNew || s.state == stateActive || s.state == stateCleaning || s.state == stateTesting || s.state == stateIdle
+	case stateTesting:
+		legal = s.state == stateUsed
 	case stateHeld:
 		legal = s.state == stateActive
 	case stateCleaning:

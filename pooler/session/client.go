@@ -263,8 +263,16 @@ func (s *Session) queryLocally(m message) (used int, step Step, done bool) {
 	return used, step, done
 }
 
-// request decides about a message that a linked server answers.
+// request decides about a message that a linked server answers, and notes it.
 func (s *Session) request(m message) (int, Step) {
+	used, step := s.requestOf(m)
+	if used > 0 {
+		s.server.say(m, &s.counters)
+	}
+	return used, step
+}
+
+func (s *Session) requestOf(m message) (int, Step) {
 	if s.options.Transaction {
 		if s.server.params != s.params && s.CanRelease() {
 			s.adjust(m.out)
@@ -298,6 +306,7 @@ func (s *Session) request(m message) (int, Step) {
 	}
 	switch m.Type {
 	case pgwire.Parse:
+		s.counters.ServerParses++
 		s.owes(replyParse)
 	case pgwire.Bind:
 		s.owes(replyBind)

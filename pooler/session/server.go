@@ -41,6 +41,12 @@ type Server struct {
 	seen        *reuses // texts of unnamed statements; nil when they are not reused
 	named       uint64  // counts names, none of which is ever used twice
 
+	// What the client has said last, see Session.Statement.
+	said     [saidMax]byte
+	saidLen  uint8
+	saidTail text // of the named statement that was bound since; zero when none was
+
+	asked   bool // a query of the operator's was sent and has not been answered
 	cleaned bool // DISCARD ALL was answered, ReadyForQuery not yet
 	body    pgwire.Scanner
 }
@@ -64,6 +70,9 @@ func (s *Server) Reported() []pgwire.Param {
 	return list
 }
 
+// Prepared returns how many prepared statements of the protocol the server has.
+func (s *Server) Prepared() int { return len(s.prepared) }
+
 // Params returns the settings that were applied to the server.
 func (s *Server) Params() *Params { return s.params }
 
@@ -76,12 +85,74 @@ func (s *Server) AppendClean(out []byte) []byte {
 	return pgwire.AppendQuery(out, "DISCARD ALL")
 }
 
+// AppendReset appends a query of the operator's, unless it is empty, and what makes a server clean whatever that has done.
+func (s *Server) AppendReset(out []byte, query string) []byte {
+	if s.asked = query != ""; s.asked {
+		out = pgwire.AppendQuery(out, query)
+	}
+	return s.AppendClean(out)
+}
+
+// AppendCheck appends a query that shows whether the server is still there.
+func (s *Server) AppendCheck(out []byte, query string) []byte {
+	s.asked = true
+	return pgwire.AppendQuery(out, query)
+}
+
+// Check takes what a server sends after AppendCheck, as Clean does.
+func (s *Server) Check(in []byte) (n int, done bool, err error) {
+	for s.asked {
+		used, err := s.answer(in[n:])
+		if n += used; err != nil || used == 0 {
+			return n, false, err
+		}
+	}
+	if n < len(in) {
+		return n, false, fmt.Errorf("more than the answer to a query")
+	}
+	return n, true, nil
+}
+
+// answer takes one message of the answer to a query of the operator's, whose rows mean nothing. It uses nothing as long as the message is not whole.
+func (s *Server) answer(in []byte) (used int, err error) {
+	h, ok, err := pgwire.ServerHeader(in)
+	if err != nil || !ok {
+		return 0, err
+	}
+	if h.Body > cleanMessageMax {
+		return 0, fmt.Errorf("a message %q of %d bytes", h.Type, h.Body)
+	}
+	if len(in) < pgwire.HeaderLen+h.Body {
+		return 0, nil
+	}
+	body := in[pgwire.HeaderLen:][:h.Body]
+	switch {
+	case h.Type == pgwire.ParameterStatus:
+		s.report(body)
+	case h.Type == pgwire.ErrorResponse:
+		return 0, fmt.Errorf("a query of the configuration: %s", pgwire.ErrorField(body, 'M'))
+	case h.Type == pgwire.ReadyForQuery && string(body) != "I":
+		return 0, fmt.Errorf("a query of the configuration has begun a transaction")
+	case h.Type == pgwire.ReadyForQuery:
+		s.asked = false
+	case bytes.IndexByte([]byte{pgwire.NoticeResponse, pgwire.NotificationResponse, pgwire.CommandComplete, pgwire.EmptyQueryResponse, pgwire.RowDescription, pgwire.DataRow}, h.Type) < 0:
+		return 0, fmt.Errorf("an unexpected message %q", h.Type)
+	}
+	return pgwire.HeaderLen + h.Body, nil
+}
+
 // cleanMessageMax bounds the messages that may come while a server is cleaned: a ParameterStatus, a notice, an error.
 const cleanMessageMax = 8 << 10
 
 // Clean takes what a server sends after AppendClean. It returns how many bytes it has used; the rest has to come again with more
 // behind it. done means that the server is as it was after its login. An error means that nobody can know what it is.
 func (s *Server) Clean(in []byte) (n int, done bool, err error) {
+	for s.asked {
+		used, err := s.answer(in[n:])
+		if n += used; err != nil || used == 0 {
+			return n, false, err
+		}
+	}
 	for {
 		h, ok, err := pgwire.ServerHeader(in[n:])
 		if err != nil || !ok {

@@ -69,6 +69,9 @@ type Counters struct {
 	Queries      uint64 // ReadyForQuery messages that the client got from a server
 	Transactions uint64 // those of them that ended a transaction
 	Replays      uint64 // batches that were sent again
+	ClientParses uint64 // Parse messages of the client that a server was linked for
+	ServerParses uint64 // Parse messages that went to a server
+	Binds        uint64
 }
 
 // dialogue is one direction's place in its current message.
@@ -100,6 +103,7 @@ func (s *Session) Link(server *Server, out *Output) {
 	}
 	s.server, s.replies = server, &server.replies
 	s.link++
+	s.server.saidLen, s.server.saidTail = 0, text{}
 	s.status, s.doubt, s.ignored, s.flushed, s.fresh = pgwire.Idle, false, false, false, true
 	s.adjust(out)
 	s.adjustStatements(out)

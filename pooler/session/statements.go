@@ -174,6 +174,7 @@ func (s *Session) parseUnnamed(m message) int {
 		s.server.former, s.unnamed = s.unnamed, s.server.former
 	}
 	s.serials++
+	s.counters.ServerParses++
 	s.server.unnamedUsed = true
 	s.unnamed = unnamed{known: true, tail: s.unnamed.tail[:0], link: s.link, serial: s.serials}
 	s.server.words.reset()
@@ -275,6 +276,7 @@ func (s *Session) consume(m message) int {
 
 func (s *Session) sendParse(out *Output, name, tail string, owed reply) {
 	s.batch = true
+	s.counters.ServerParses++
 	s.replies.push(owed)
 	out.buf = pgwire.AppendParse(out.open(), name, tail)
 }
@@ -319,6 +321,9 @@ func (s *Session) bind(m message) (int, Step) {
 		return 0, step
 	}
 	s.server.bound(portal, s.scriptOf(name))
+	if st := s.names[string(name)]; st != nil {
+		s.server.saidTail = st.tail
+	}
 	s.records(s.names[string(name)], s.server.uses, m.out)
 	s.batch = true
 	s.replies.push(reply{kind: replyBind, prepared: s.server.uses, parses: s.server.reuse != nil})
