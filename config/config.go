@@ -29,6 +29,8 @@ type Pooler struct {
 	Listen                []string `yaml:"listen"`
 	UnixSocketDir         string   `yaml:"unix_socket_dir"`
 	UnixSocketMode        string   `yaml:"unix_socket_mode"`
+	UnixSocketGroup       string   `yaml:"unix_socket_group"`
+	ListenPort            int      `yaml:"listen_port"`
 	ProxyProtocolFrom     []string `yaml:"proxy_protocol_from"`
 	PoolMode              string   `yaml:"pool_mode"`
 	DefaultPoolSize       int      `yaml:"default_pool_size"`
@@ -91,6 +93,20 @@ type Pooler struct {
 	LazyBegin                   string   `yaml:"lazy_begin"`
 	ReuseUnnamedStatements      string   `yaml:"reuse_unnamed_statements"`
 	SessionObjects              string   `yaml:"session_objects"`
+
+	TCPKeepalive           string   `yaml:"tcp_keepalive"`
+	TCPKeepidle            Duration `yaml:"tcp_keepidle"`
+	TCPKeepintvl           Duration `yaml:"tcp_keepintvl"`
+	TCPKeepcnt             int      `yaml:"tcp_keepcnt"`
+	TCPUserTimeout         Duration `yaml:"tcp_user_timeout"`
+	ServerRoundRobin       string   `yaml:"server_round_robin"`
+	ServerFastClose        string   `yaml:"server_fast_close"`
+	DisablePQExec          string   `yaml:"disable_pqexec"`
+	ApplicationNameAddHost string   `yaml:"application_name_add_host"`
+	LoginNotifyMessage     string   `yaml:"login_notify_message"`
+	LogConnections         string   `yaml:"log_connections"`
+	LogDisconnections      string   `yaml:"log_disconnections"`
+	LogPoolerErrors        string   `yaml:"log_pooler_errors"`
 
 	AdminUsers []string `yaml:"admin_users"`
 	StatsUsers []string `yaml:"stats_users"`

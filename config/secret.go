@@ -7,7 +7,7 @@ import (
 	"strings"
 )
 
-// Secret is a value that may refer to environment variables as ${NAME} and that prints as ***.
+// Secret is a value that may refer to environment variables as ${NAME} and that prints as ***. $${ stands for ${ itself.
 type Secret string
 
 // Reveal returns the plain value.
@@ -50,7 +50,7 @@ func (d *DSN) set(text string) error {
 	return err
 }
 
-var envReference = regexp.MustCompile(`\$\{[^}]*\}`)
+var envReference = regexp.MustCompile(`\$\$\{|\$\{[^}]*\}`)
 var envName = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`)
 
 // expandEnv replaces ${NAME} by the variable's value. A variable that is not set is an error: an empty password that nobody
@@ -58,6 +58,9 @@ var envName = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`)
 func expandEnv(text string) (string, error) {
 	var firstErr error
 	out := envReference.ReplaceAllStringFunc(text, func(ref string) string {
+		if ref == "$${" {
+			return "${"
+		}
 		name := strings.TrimSuffix(strings.TrimPrefix(ref, "${"), "}")
 		value, found := os.LookupEnv(name)
 		switch {

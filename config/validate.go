@@ -141,7 +141,7 @@ func validate(cfg *Config) []Problem {
 	for i, address := range cfg.Pooler.Listen {
 		check(isAddress(address), fmt.Sprintf("pooler.listen[%d]", i), fmt.Sprintf("%q is no host:port", address))
 	}
-	check(len(cfg.Pooler.Listen) > 0, "pooler.listen", "names no address")
+	check(len(cfg.Pooler.Listen) > 0 || cfg.Pooler.UnixSocketDir != "", "pooler.listen", "names no address, and pooler.unix_socket_dir no directory")
 	for key, address := range map[string]string{"http.pooler": cfg.HTTP.Pooler, "http.archiver": cfg.HTTP.Archiver} {
 		check(address == "" || isAddress(address), key, fmt.Sprintf("%q is no host:port", address))
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net"
 
+	"pitr/config"
 	"pitr/pooler/loop"
 	"pitr/pooler/pool"
 )
@@ -20,13 +21,15 @@ type backend struct {
 }
 
 // dialStream is how pools connect.
-func dialStream(ctx context.Context, network, address string) (net.Conn, error) {
-	var dialer net.Dialer
-	conn, err := dialer.DialContext(ctx, network, address)
-	if err != nil {
-		return nil, err
+func dialStream(cfg config.Pooler) func(ctx context.Context, network, address string) (net.Conn, error) {
+	dialer := net.Dialer{KeepAlive: -1, Control: tuned(cfg)}
+	return func(ctx context.Context, network, address string) (net.Conn, error) {
+		conn, err := dialer.DialContext(ctx, network, address)
+		if err != nil {
+			return nil, err
+		}
+		return loop.NewStream(conn), nil
 	}
-	return loop.NewStream(conn), nil
 }
 
 // attach takes a connection over that a pool has made.

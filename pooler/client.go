@@ -2,7 +2,6 @@ package pooler
 
 import (
 	"errors"
-	"log/slog"
 	"sync/atomic"
 	"time"
 
@@ -422,12 +421,12 @@ func (c *client) end(failure *pgwire.Failure) {
 		c.conn.Write(pgwire.AppendError(nil, failure))
 	}
 	c.conn.Finish(farewellTimeout)
-	level := slog.LevelDebug
+	level := c.pooler.goodbyeLevel()
 	switch {
 	case failure != nil:
 		c.because = failure.Message
 		if failure != errShutdown {
-			level = slog.LevelInfo
+			level = c.pooler.errorLevel()
 		}
 	case c.leaving:
 		c.because = "client close request"
@@ -447,7 +446,7 @@ func (c *client) drop() {
 	}
 	c.conn.Close()
 	c.because = "client_write_timeout"
-	c.closing(slog.LevelInfo)
+	c.closing(c.pooler.errorLevel())
 	c.pooler.gone(c, nil)
 }
 

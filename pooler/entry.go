@@ -95,6 +95,7 @@ func (c *client) greet(welcome []pgwire.Param) {
 	for _, param := range welcome {
 		out = pgwire.AppendParameterStatus(out, param)
 	}
+	out = c.welcomed(out)
 	out = pgwire.AppendHeader(out, 'K', 8) // BackendKeyData
 	out = append(out, byte(c.process>>24), byte(c.process>>16), byte(c.process>>8), byte(c.process))
 	out = append(out, c.secret[:]...)

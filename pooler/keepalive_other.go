@@ -2,5 +2,7 @@
 
 package pooler
 
-// setKeepAlive does nothing where the pooler does not run.
-func setKeepAlive(int) error { return nil }
+import "pitr/config"
+
+// tune does nothing where the pooler does not run.
+func tune(int, config.Pooler) error { return nil }

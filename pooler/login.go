@@ -2,6 +2,7 @@ package pooler
 
 import (
 	"bufio"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -82,7 +83,11 @@ func (p *Pooler) admit(c *client, conn net.Conn, in *bufio.Reader, ask request) 
 		servers.Learn(shown)
 	}
 	c.pool, c.options = servers, p.options(ask)
-	c.entry = &entry{params: ask.params, tell: last, remote: conn.RemoteAddr().String(), address: addressOf(conn)}
+	params, err := p.announced(ask, conn)
+	if err != nil {
+		return err
+	}
+	c.entry = &entry{params: params, tell: last, remote: conn.RemoteAddr().String(), address: addressOf(conn)}
 	return nil
 }
 
@@ -182,6 +187,7 @@ func protocolViolation(err error) error {
 type request struct {
 	gate           *gate
 	user, database string
+	startup        []pgwire.Param
 	params         *session.Params
 	negotiate      bool     // the client speaks a newer minor version, or protocol options
 	unknown        []string // the options
@@ -214,7 +220,7 @@ func readRequest(startup pgwire.Startup) (request, error) {
 	if err != nil {
 		return ask, pgwire.Fatal("22023", err.Error())
 	}
-	ask.params = params
+	ask.params, ask.startup = params, startup.Params
 	return ask, nil
 }
 
@@ -260,7 +266,7 @@ func (p *Pooler) loginFailed(conn net.Conn, err error) {
 	if failure != nil {
 		err = failure
 	}
-	p.log.Info(fmt.Sprintf("closing because: %s", because(err)), "client", conn.RemoteAddr().String(), "login", "failed")
+	p.log.Log(context.Background(), p.errorLevel(), fmt.Sprintf("closing because: %s", because(err)), "client", conn.RemoteAddr().String(), "login", "failed")
 	if failure == nil {
 		conn.Close()
 		return

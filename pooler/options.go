@@ -29,7 +29,7 @@ func sessionOptions(cfg config.Pooler) map[string]*session.Options {
 			Transaction: mode != "session", Statement: mode == "statement", Listen: mode == "transaction",
 			PreparedMax: cfg.MaxPreparedStatements, StatementLenMax: int(cfg.PreparedStatementSizeMax),
 			StatementsMax: cfg.MaxClientPreparedStatements, PipelineMax: cfg.MaxPipelineMessages, ReplayLenMax: int(cfg.ReplaySizeMax),
-			SettingsLenMax: int(cfg.MaxClientSettingsSize), LazyBegin: cfg.LazyBegin == "on", ReuseUnnamed: cfg.ReuseUnnamedStatements == "on", Objects: sessionObjects[cfg.SessionObjects],
+			SettingsLenMax: int(cfg.MaxClientSettingsSize), LazyBegin: cfg.LazyBegin == "on", ReuseUnnamed: cfg.ReuseUnnamedStatements == "on", RefuseSimple: cfg.DisablePQExec == "on", Objects: sessionObjects[cfg.SessionObjects],
 		}
 	}
 	return modes

@@ -57,6 +57,8 @@ func (p *Pooler) eachClient(timeoutsOf func(*identity) *timeouts, look func(visi
 // timeouts are those of one user. Zero is for ever.
 type timeouts struct {
 	query, transaction, idleTransaction, idle, notify time.Duration
+
+	fastClose bool // a client in session mode does not keep a server that is to be closed
 }
 
 func newTimeouts(cfg *config.Pooler, user config.User) *timeouts {
@@ -69,7 +71,7 @@ func newTimeouts(cfg *config.Pooler, user config.User) *timeouts {
 	return &timeouts{
 		query: either(user.QueryTimeout, cfg.QueryTimeout), transaction: either(user.TransactionTimeout, cfg.TransactionTimeout),
 		idleTransaction: either(user.IdleTransactionTimeout, cfg.IdleTransactionTimeout), idle: either(user.ClientIdleTimeout, cfg.ClientIdleTimeout),
-		notify: cfg.QueryWaitNotify.D(),
+		notify: cfg.QueryWaitNotify.D(), fastClose: cfg.ServerFastClose == "on",
 	}
 }
 
@@ -78,6 +80,9 @@ func (t *timeouts) shortest(waiting bool) (least time.Duration) {
 	list := [...]time.Duration{t.query, t.transaction, t.idleTransaction, t.idle, t.notify}
 	if !waiting {
 		list[len(list)-1] = 0
+	}
+	if t.fastClose {
+		least = patrolPauseMax
 	}
 	for _, d := range list {
 		if d > 0 && (least == 0 || d < least) {
@@ -140,6 +145,7 @@ var (
 	errQueryTimeout           = pgwire.Fatal("08P01", "query timeout")
 	errTransactionTimeout     = pgwire.Fatal("08P01", "transaction timeout")
 	errIdleTransactionTimeout = pgwire.Fatal("08P01", "idle transaction timeout")
+	errFastClose              = pgwire.Fatal("57P01", "server_fast_close")
 	errIdleTimeout            = pgwire.Fatal("08P01", "client_idle_timeout")
 )
 
@@ -185,6 +191,10 @@ func (c *client) overdue(t *timeouts) {
 		return
 	}
 	server := c.server
+	if t.fastClose && server != nil && !c.options.Transaction && c.machine.Idle() && !c.machine.Owed() && server.Leaves() {
+		c.end(errFastClose)
+		return
+	}
 	failure := t.verdict(doing{c.machine.Idle(), server != nil, c.machine.Owed(), c.began, c.opened, c.heard}, now)
 	switch failure {
 	case nil:

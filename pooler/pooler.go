@@ -11,6 +11,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -78,25 +79,32 @@ func New(cfg config.Config, log *slog.Logger) (*Pooler, error) {
 	if err := p.newWorkers(cfg.Pooler.Workers); err != nil {
 		return nil, err
 	}
-	p.pools = pool.NewSet(cfg.Pooler, cfg.Postgres.DSN, p.stored, pool.Driver{Dial: dialStream, Binding: auth.Binding, Attach: p.attach}, log)
+	p.pools = pool.NewSet(cfg.Pooler, cfg.Postgres.DSN, p.stored, pool.Driver{Dial: dialStream(cfg.Pooler), Binding: auth.Binding, Attach: p.attach}, log)
 	return p, nil
 }
 
 // listening makes accepted sockets inherit what would else take four calls for each of them: a client whose machine has died is
 // noticed after a minute or so.
-var listening = net.ListenConfig{
-	KeepAlive: -1,
-	Control: func(_, _ string, raw syscall.RawConn) error {
+func listening(cfg config.Pooler) *net.ListenConfig {
+	return &net.ListenConfig{KeepAlive: -1, Control: tuned(cfg)}
+}
+
+// tuned sets the options of a TCP socket before it is used.
+func tuned(cfg config.Pooler) func(network, address string, raw syscall.RawConn) error {
+	return func(network, _ string, raw syscall.RawConn) error {
+		if !strings.HasPrefix(network, "tcp") {
+			return nil
+		}
 		var failed error
-		err := raw.Control(func(fd uintptr) { failed = setKeepAlive(int(fd)) })
+		err := raw.Control(func(fd uintptr) { failed = tune(int(fd), cfg) })
 		return errors.Join(err, failed)
-	},
+	}
 }
 
 // Listen opens all addresses of pooler.listen. Clients are served once Run is called. After an error none is open.
 func (p *Pooler) Listen() error {
 	for _, address := range p.cfg.Listen {
-		listener, err := listening.Listen(context.Background(), "tcp", address)
+		listener, err := listening(p.cfg).Listen(context.Background(), "tcp", address)
 		if err != nil {
 			p.closeListeners()
 			return fmt.Errorf("pooler.listen: %w", err)
@@ -106,7 +114,7 @@ func (p *Pooler) Listen() error {
 	if p.cfg.UnixSocketDir == "" {
 		return nil
 	}
-	listener, err := listenUnix(p.cfg, p.Addr().(*net.TCPAddr).Port)
+	listener, err := listenUnix(p.cfg, p.unixPort())
 	if err != nil {
 		p.closeListeners()
 		return err
@@ -243,7 +251,7 @@ func (p *Pooler) gone(c *client, failure *pgwire.Failure) {
 		if failure != nil {
 			reason = failure
 		}
-		p.log.Info(fmt.Sprintf("closing because: %s (age=%ds)", because(reason), int(time.Since(c.arrived).Seconds())), "client", c.entry.remote, "login", "failed")
+		p.log.Log(context.Background(), p.errorLevel(), fmt.Sprintf("closing because: %s (age=%ds)", because(reason), int(time.Since(c.arrived).Seconds())), "client", c.entry.remote, "login", "failed")
 		if c.entry.timer != nil {
 			c.entry.timer.Stop()
 		}

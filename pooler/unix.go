@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"net"
 	"os"
+	"os/user"
 	"strconv"
 	"strings"
 	"syscall"
@@ -32,18 +33,50 @@ func listenUnix(cfg config.Pooler, port int) (net.Listener, error) {
 	if err != nil {
 		return nil, fmt.Errorf("pooler.unix_socket_dir: %w", err)
 	}
-	if abstract || cfg.UnixSocketMode == "" {
+	if abstract {
 		return listener, nil
+	}
+	if err := admitToSocket(path, cfg); err != nil {
+		listener.Close()
+		return nil, err
+	}
+	return listener, nil
+}
+
+// admitToSocket sets group and mode of a socket.
+func admitToSocket(path string, cfg config.Pooler) error {
+	if cfg.UnixSocketGroup != "" {
+		group, err := user.LookupGroup(cfg.UnixSocketGroup)
+		var id int
+		if err == nil {
+			id, err = strconv.Atoi(group.Gid)
+		}
+		if err == nil {
+			err = os.Chown(path, -1, id)
+		}
+		if err != nil {
+			return fmt.Errorf("pooler.unix_socket_group: %w", err)
+		}
+	}
+	if cfg.UnixSocketMode == "" {
+		return nil
 	}
 	mode, err := strconv.ParseUint(cfg.UnixSocketMode, 8, 9)
 	if err == nil {
 		err = os.Chmod(path, fs.FileMode(mode))
 	}
 	if err != nil {
-		listener.Close()
-		return nil, fmt.Errorf("pooler.unix_socket_mode: %w", err)
+		return fmt.Errorf("pooler.unix_socket_mode: %w", err)
 	}
-	return listener, nil
+	return nil
+}
+
+// unixPort is the port in the name of the Unix socket: that of the first address.
+func (p *Pooler) unixPort() int {
+	if address, ok := p.Addr().(*net.TCPAddr); ok {
+		return address.Port
+	}
+	return p.cfg.ListenPort
 }
 
 // removeStale removes a socket that nobody listens on, and nothing else.

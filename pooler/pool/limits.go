@@ -22,6 +22,7 @@ type limits struct {
 	checkDelay     time.Duration
 	reset          string // query; empty: only what is always sent
 	resetAlways    bool
+	roundRobin     bool // the server that was free for longest is lent first
 	forced         bool // the database has a user of its own
 	perDatabase    int
 	perUser        int
@@ -36,7 +37,7 @@ func newLimits(cfg *config.Pooler, db config.Database, user config.User) limits 
 		reserve: first(user.ReservePoolSize, db.ReservePoolSize, cfg.ReservePoolSize), reserveTimeout: cfg.ReservePoolTimeout.D(),
 		lifetime: first(db.ServerLifetime, cfg.ServerLifetime).D(), jitter: cfg.ServerLifetimeJitter, idle: cfg.ServerIdleTimeout.D(),
 		wait: first(user.QueryWaitTimeout, cfg.QueryWaitTimeout).D(), check: cfg.ServerCheckQuery, checkDelay: cfg.ServerCheckDelay.D(),
-		resetAlways: cfg.ServerResetQueryAlways == "on", forced: db.User != "",
+		resetAlways: cfg.ServerResetQueryAlways == "on", roundRobin: cfg.ServerRoundRobin == "on", forced: db.User != "",
 		perDatabase: first(db.MaxDBConnections, cfg.MaxDBConnections), perUser: first(user.MaxUserConnections, cfg.MaxUserConnections),
 	}
 	if l.reserveTimeout == 0 {

@@ -2,6 +2,7 @@ package pool
 
 import (
 	"errors"
+	"slices"
 	"time"
 )
 
@@ -63,9 +64,12 @@ func (p *Pool) Acquire(w *Waiter) (*Server, error) {
 		return nil, ErrClosed
 	}
 	if n := len(p.idle); n > 0 && p.waiters.n == 0 {
-		server := p.idle[n-1]
-		p.idle[n-1] = nil
-		p.idle = p.idle[:n-1]
+		at := n - 1
+		if p.limits.roundRobin {
+			at = 0
+		}
+		server := p.idle[at]
+		p.idle = slices.Delete(p.idle, at, at+1)
 		server.lend(w.owner)
 		p.counters.Assignments++
 		p.counters.observe(0)

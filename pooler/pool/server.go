@@ -128,6 +128,13 @@ func (s *Server) Lost() error {
 // Process returns the process id of the server's backend.
 func (s *Server) Process() uint32 { return s.origin.PID() }
 
+// Leaves reports whether the server is closed when it is next given back.
+func (s *Server) Leaves() bool {
+	s.pool.mu.Lock()
+	defer s.pool.mu.Unlock()
+	return s.leaves != ""
+}
+
 // Write sends to the server. Only the owner may.
 func (s *Server) Write(b []byte) { s.wire.Write(b) }
 

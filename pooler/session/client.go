@@ -167,8 +167,11 @@ func (s *Session) message(m message) (int, Step) {
 	if s.server != nil && s.server.replay.original && s.server.replay.state == replayRecorded && !s.batch {
 		return 0, s.await() // were the batch sent again, this would be carried out before it
 	}
-	if m.Type == pgwire.Terminate {
+	switch {
+	case m.Type == pgwire.Terminate:
 		return 0, Step{Verdict: Leave}
+	case m.Type == pgwire.Query && s.options.RefuseSimple:
+		return 0, s.fail(0, "08P01", "PQexec disallowed", "disable_pqexec")
 	}
 	if s.cautious {
 		if s.settling {
@@ -199,10 +202,8 @@ func (s *Session) message(m message) (int, Step) {
 	if s.full() {
 		return 0, s.flushAndWait(m.out)
 	}
-	if m.Type == pgwire.Close {
-		if used, step, done := s.closeLocally(m); done {
-			return used, step
-		}
+	if used, step, done := s.closeLocally(m); done {
+		return used, step
 	}
 	if m.Type == pgwire.Query && s.options.Transaction && m.Body <= lexMax {
 		if !m.whole() {

@@ -23,6 +23,7 @@ type Options struct {
 	Listen          bool // LISTEN is the driver's to carry out, see Session.Listens
 	Cautious        bool // nothing of the client is sent to a server before that has taken its settings
 	LazyBegin       bool // a transaction begins on a server with its first statement
+	RefuseSimple    bool // a message of the simple protocol ends the client
 	ReuseUnnamed    bool // unnamed statements that come again are named ones of the server, see Session.reuse; takes PreparedMax and ReplayLenMax
 }
 

@@ -49,7 +49,7 @@ const noStatement = namePrefix + "none"
 // closeLocally answers Close where the server does not have what is closed, or keeps it for others. done is false when the
 // message has to go to a server.
 func (s *Session) closeLocally(m message) (used int, step Step, done bool) {
-	if !s.options.Transaction {
+	if m.Type != pgwire.Close || !s.options.Transaction {
 		return 0, Step{}, false
 	}
 	if !m.whole() {
