@@ -128,13 +128,16 @@ func TestSecretsComeFromTheEnvironmentAndNeverPrint(t *testing.T) {
 	cfg, err := Parse("pitr.yaml", []byte(`
 postgres: {dsn: "host=h user=u password=${PITR_TEST_PASSWORD} dbname=d"}
 archive: {store: "s3://bucket/p?endpoint=http://127.0.0.1:1"}
-pooler: {users: {app: {password: "${PITR_TEST_PASSWORD}"}}}
+pooler: {users: {app: {password: "${PITR_TEST_PASSWORD}"}, odd: {password: "a$${b}"}}}
 `))
 	if err != nil {
 		t.Fatal(err)
 	}
 	if got := cfg.Pooler.Users["app"].Password.Reveal(); got != "s3cr:t@x" {
 		t.Errorf("password is %q", got)
+	}
+	if got := cfg.Pooler.Users["odd"].Password.Reveal(); got != "a${b}" {
+		t.Errorf("a password with $${ is %q", got)
 	}
 	if shown := cfg.YAML(); strings.Contains(shown, "s3cr") || !strings.Contains(shown, "password=***") {
 		t.Errorf("the secret shows:\n%s", shown)

@@ -70,7 +70,7 @@ func quoteYAML(text string) string {
 func Markdown() string {
 	var out strings.Builder
 	out.WriteString("# Settings of pitr.yaml\n\nGenerated from the table in `config/settings.go`; do not edit. Durations are written with a unit (`250ms`, `30s`, `5m`, `1h`, `7d`),\n" +
-		"sizes too (`512B`, `64KiB`, `16MiB`, `1GiB`). `${NAME}` takes a value from the environment, in secrets only.\n" +
+		"sizes too (`512B`, `64KiB`, `16MiB`, `1GiB`). `${NAME}` takes a value from the environment, in secrets only; `$${` is `${` itself.\n" +
 		"pitr reads the file of `-c`, else `$PITR_CONFIG`, else `./pitr.yaml`, else `/etc/pitr/pitr.yaml`. A change takes a restart unless it says `reload`.\n\n" +
 		"| key | default | range | meaning |\n|---|---|---|---|\n")
 	for _, s := range settings {

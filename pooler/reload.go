@@ -96,6 +96,12 @@ func (p *Pooler) Shutdown(how admin.Shutdown) {
 	}
 }
 
+// Pause is the console's PAUSE of all databases: it returns when no client has a server any more.
+func (p *Pooler) Pause(ctx context.Context) error { return p.pools.Pause(ctx, "") }
+
+// Resume is the console's RESUME of all databases.
+func (p *Pooler) Resume() error { return p.pools.Resume("") }
+
 // leavePause is how often it is looked whether all clients have left.
 const leavePause = 50 * time.Millisecond
 

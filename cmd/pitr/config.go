@@ -38,6 +38,7 @@ func configCommand(app *app) *cobra.Command {
 				_, err = fmt.Fprint(cmd.OutOrStdout(), cfg.YAML())
 				return err
 			}})
+	cmd.AddCommand(importCommand())
 	return cmd
 }
 

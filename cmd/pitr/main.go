@@ -65,7 +65,11 @@ func main() {
 		os.Exit(exitOK)
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	cmd, err := newRoot().ExecuteContextC(ctx)
+	root := newRoot()
+	if calledPgBouncer(os.Args[0]) {
+		root, ctx = newPgBouncerRoot(), context.Background() // its signals mean something else
+	}
+	cmd, err := root.ExecuteContextC(ctx)
 	var exit *exitError
 	if err != nil && ctx.Err() != nil && !errors.As(err, &exit) {
 		err = errInterrupted // what failed, failed because of it

@@ -18,20 +18,37 @@ import (
 )
 
 func poolerCommand(app *app) *cobra.Command {
-	return &cobra.Command{
+	var ini string
+	cmd := &cobra.Command{
 		Use:   "pooler",
 		Short: "Multiplex many client connections onto a few server connections",
-		Long:  "Listens on pooler.listen and lends server connections to clients. SIGTERM drains: open transactions may end within pooler.drain_timeout. SIGHUP reads the configuration again.\n\n" + exitHelp,
-		Args:  cobra.NoArgs,
-		RunE:  func(cmd *cobra.Command, _ []string) error { return runPooler(cmd.Context(), app) },
+		Long: "Listens on pooler.listen and lends server connections to clients. SIGTERM drains: open transactions may end within pooler.drain_timeout. SIGHUP reads the configuration again.\n" +
+			"Started under the name pgbouncer, the program takes PgBouncer's options and signals.\n\n" + exitHelp,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			opt := poolerOptions{load: app.load}
+			if ini != "" {
+				opt.load = func() (*config.Config, *slog.Logger, error) { return loadINI(ini) }
+			}
+			cfg, log, err := opt.load()
+			if err != nil {
+				return err
+			}
+			return servePooler(cmd.Context(), cfg, log, opt)
+		},
 	}
+	cmd.Flags().StringVar(&ini, "pgbouncer-ini", "", "run from a configuration of PgBouncer instead of a pitr.yaml")
+	return cmd
 }
 
-func runPooler(ctx context.Context, app *app) error {
-	cfg, log, err := app.load()
-	if err != nil {
-		return err
-	}
+// poolerOptions are what differs when the program was started as PgBouncer.
+type poolerOptions struct {
+	load      func() (*config.Config, *slog.Logger, error)                  // reads the configuration, at first and again
+	listening func() error                                                  // is told that clients can connect; may be nil
+	signals   func(ctx context.Context, p *pooler.Pooler, log *slog.Logger) // deals with signals until ctx ends; may be nil
+}
+
+func servePooler(ctx context.Context, cfg *config.Config, log *slog.Logger, opt poolerOptions) error {
 	p, err := pooler.New(*cfg, log)
 	if err != nil {
 		return &usageError{err}
@@ -41,7 +58,7 @@ func runPooler(ctx context.Context, app *app) error {
 		return err
 	}
 	p.ReloadWith(func() (*config.Config, error) {
-		changed, _, err := app.load()
+		changed, _, err := opt.load()
 		return changed, err
 	})
 	ctx, stop := context.WithCancel(ctx)
@@ -52,6 +69,15 @@ func runPooler(ctx context.Context, app *app) error {
 	signal.Notify(hangups, syscall.SIGHUP)
 	defer signal.Stop(hangups)
 	reloads.Go(func() { reloadOn(ctx, hangups, p, log) })
+	if opt.signals != nil {
+		reloads.Go(func() { opt.signals(ctx, p, log) })
+	}
+	if opt.listening != nil {
+		if err := opt.listening(); err != nil {
+			p.Close()
+			return err
+		}
+	}
 	log.Info("pooler started", "version", version, "pool_mode", cfg.Pooler.PoolMode, "default_pool_size", cfg.Pooler.DefaultPoolSize)
 	return withMonitor(ctx, monitor.Options{
 		Address: cfg.HTTP.Pooler, Log: log, Ready: p.Ready,
