@@ -94,6 +94,8 @@ type Pooler struct {
 	ReuseUnnamedStatements      string   `yaml:"reuse_unnamed_statements"`
 	SessionObjects              string   `yaml:"session_objects"`
 
+	MaxReplicationConnections int `yaml:"max_replication_connections"`
+
 	TCPKeepalive           string   `yaml:"tcp_keepalive"`
 	TCPKeepidle            Duration `yaml:"tcp_keepidle"`
 	TCPKeepintvl           Duration `yaml:"tcp_keepintvl"`

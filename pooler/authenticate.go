@@ -28,7 +28,7 @@ const passwordLenMax = 65535
 func (p *Pooler) authenticate(conn net.Conn, in *bufio.Reader, ask request) (last []byte, shown pool.Credentials, err error) {
 	ctx, cancel := context.WithTimeout(context.Background(), p.cfg.ClientLoginTimeout.D())
 	defer cancel()
-	login, err := ask.gate.users.Begin(ctx, auth.Request{User: ask.user, Database: ask.database, Lookup: p.lookupOf(ask.database), From: ask.gate.origin(conn)})
+	login, err := ask.gate.users.Begin(ctx, auth.Request{User: ask.user, Database: ask.database, Replication: ask.physical, Lookup: p.lookupOf(ask.database), From: ask.gate.origin(conn)})
 	if err == nil {
 		last, err = converse(conn, in, login)
 	}

@@ -42,6 +42,9 @@ func (p *Pooler) login(conn net.Conn) (c *client, over net.Conn, early []byte, e
 	if p.asksForConsole(ask) {
 		return nil, conn, nil, p.console(conn, in, ask)
 	}
+	if ask.replication {
+		return nil, conn, nil, p.replicate(conn, in, ask)
+	}
 	if c, err = p.register(); err != nil {
 		return nil, conn, nil, err
 	}
@@ -188,6 +191,8 @@ type request struct {
 	gate           *gate
 	user, database string
 	startup        []pgwire.Param
+	replication    bool // a walsender is wanted
+	physical       bool // for physical replication, which is no matter of a database
 	params         *session.Params
 	negotiate      bool     // the client speaks a newer minor version, or protocol options
 	unknown        []string // the options
@@ -202,9 +207,8 @@ func readRequest(startup pgwire.Startup) (request, error) {
 		case param.Name == "database":
 			ask.database = param.Value
 		case param.Name == "replication":
-			if !isFalse(param.Value) {
-				return ask, pgwire.Fatal("0A000", "replication connections cannot be pooled: connect to Postgres itself")
-			}
+			ask.replication = !isFalse(param.Value)
+			ask.physical = ask.replication && !strings.EqualFold(param.Value, "database")
 		case strings.HasPrefix(param.Name, "_pq_."):
 			ask.negotiate = true
 			ask.unknown = append(ask.unknown, param.Name)

@@ -25,6 +25,7 @@ type Stats struct {
 	ClientsActive  int // that have a server
 	ClientsWaiting int // that wait for one
 	ClientsLogin   int // connections that have not logged in
+	Replications   int // connections in replication mode
 
 	BytesFromClients uint64
 	BytesToClients   uint64
@@ -64,6 +65,8 @@ type LimitHits struct {
 	MaxDBConnections         uint64 // connects that had to wait for another server of the database to go
 	MaxUserConnections       uint64
 	ServerConnectRate        uint64
+
+	MaxReplicationConnections uint64
 }
 
 // Stats returns a snapshot of the whole pooler. It takes each lock for a moment and never waits for a client or a server.
@@ -85,6 +88,7 @@ func (p *Pooler) Stats() Stats {
 	st.Limits.QueryTimeout, st.Limits.TransactionTimeout = n.queryTimeouts.Load(), n.transactionTimeouts.Load()
 	st.Limits.IdleTransactionTimeout, st.Limits.ClientIdleTimeout = n.idleTransactionTimeouts.Load(), n.idleTimeouts.Load()
 	st.Limits.MaxDBConnections, st.Limits.MaxUserConnections, st.Limits.ServerConnectRate = p.pools.LimitHits()
+	st.Replications, st.Limits.MaxReplicationConnections = p.pools.Replications()
 	for _, w := range p.workers {
 		st.BytesFromClients += w.fromClients.Load()
 		st.BytesToClients += w.toClients.Load()

@@ -113,6 +113,7 @@ func poolerMetrics(st pooler.Stats) []monitor.Metric {
 		gauge("pitr_clients_active", "Clients that hold a server connection.", st.ClientsActive),
 		gauge("pitr_clients_waiting", "Clients that wait for a server connection.", st.ClientsWaiting),
 		gauge("pitr_clients_login", "Connections that have not logged in yet.", st.ClientsLogin),
+		gauge("pitr_replication_connections", "Connections in replication mode.", st.Replications),
 		gauge("pitr_max_client_conn", "The setting pooler.max_client_conn.", st.MaxClientConn),
 		counter("pitr_client_bytes_received_total", "Bytes from clients.", st.BytesFromClients),
 		counter("pitr_client_bytes_sent_total", "Bytes to clients.", st.BytesToClients),
@@ -130,7 +131,7 @@ func poolerMetrics(st pooler.Stats) []monitor.Metric {
 		"max_db_client_connections":   st.Limits.MaxDBClientConnections,
 		"max_user_client_connections": st.Limits.MaxUserClientConnections, "query_timeout": st.Limits.QueryTimeout, "transaction_timeout": st.Limits.TransactionTimeout,
 		"idle_transaction_timeout": st.Limits.IdleTransactionTimeout, "client_idle_timeout": st.Limits.ClientIdleTimeout, "max_db_connections": st.Limits.MaxDBConnections,
-		"max_user_connections": st.Limits.MaxUserConnections, "server_connect_rate": st.Limits.ServerConnectRate,
+		"max_user_connections": st.Limits.MaxUserConnections, "max_replication_connections": st.Limits.MaxReplicationConnections, "server_connect_rate": st.Limits.ServerConnectRate,
 	} {
 		m := counter("pitr_limit_hits_total", "Times that a limit was reached, by its setting.", hits)
 		m.Labels = map[string]string{"setting": setting}

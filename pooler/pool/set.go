@@ -48,6 +48,9 @@ type Set struct {
 	users     map[string]*quota
 	retired   map[string]Totals // of pools that are gone, by database
 	limitHits uint64
+
+	replications    int
+	replicationHits uint64
 }
 
 // now returns the settings that are in force.
