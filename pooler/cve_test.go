@@ -320,3 +320,25 @@ func TestTLSMayBeginDirectly(t *testing.T) {
 	}
 	stillServes(t, pg, r, r.dsn(""))
 }
+
+// TestCVE20266667KillClientOfWhoMayOnlyLook has somebody of stats_users, and somebody of neither, end the session of another, which PgBouncer allowed to the former.
+func TestCVE20266667KillClientOfWhoMayOnlyLook(t *testing.T) {
+	r := start(t, server(t), operated)
+	victim := connect(t, r.dsn(""))
+	kill := fmt.Sprintf("KILL_CLIENT %d", victim.PID())
+	watcher := connect(t, strings.NewReplacer("dbname=postgres", "dbname=pgbouncer", "user=postgres", "user=watcher").Replace(r.dsn("")))
+	mustFail(t, watcher, kill, "42501", "")
+	if result := watcher.ExecParams(t.Context(), kill, nil, nil, nil, nil).Read(); result.Err == nil || !strings.Contains(result.Err.Error(), "42501") {
+		t.Errorf("by the extended protocol: %v", result.Err)
+	}
+	if _, err := pgconn.Connect(t.Context(), strings.NewReplacer("dbname=postgres", "dbname=pgbouncer", "user=postgres", "user=stranger").Replace(r.dsn(""))); err == nil {
+		t.Error("a stranger has a console")
+	}
+	if got := mustQuery(t, victim, "select 'alive'"); got != "alive" {
+		t.Errorf("got %q", got)
+	}
+	mustQuery(t, r.console(t), kill)
+	if _, err := query(victim, "select 1"); err == nil {
+		t.Error("an operator cannot end it either: the test shows nothing")
+	}
+}
