@@ -46,14 +46,9 @@ func newIncrements(ctx context.Context, opt BackupOptions, b repo.Backup, before
 		return nil, "", nil // nobody expects it
 	case b.Settings["summarize_wal"] != "on":
 		return nil, "summarize_wal is off", nil
-	case before.manifest == nil:
-		return nil, "the backup before cannot be opened here", nil
-	case !before.whole:
-		return nil, "not all packs of the backup before can be used", nil
-	case before.manifest.ChecksumFailures > 0:
-		return nil, "the backup before has pages whose checksum is wrong", nil
-	case !knownLayout(b.Settings):
-		return nil, "the server's pages or files are of another size", nil
+	}
+	if reason := before.unfit(b); reason != "" {
+		return nil, reason, nil
 	}
 	changed, err := changedBytes(ctx, opt.Repo, *before.backup)
 	if err != nil {

@@ -79,6 +79,21 @@ func findPrevious(ctx context.Context, opt BackupOptions, b repo.Backup, stored 
 	return p, p.addOrphans(ctx, opt, b, backups, stored)
 }
 
+// unfit says why extents of the backup before cannot be taken over without being read; empty: they can.
+func (p previous) unfit(b repo.Backup) (reason string) {
+	switch {
+	case p.manifest == nil:
+		return "the backup before cannot be opened here"
+	case !p.whole:
+		return "not all packs of the backup before can be used"
+	case p.manifest.ChecksumFailures > 0:
+		return "the backup before has pages whose checksum is wrong"
+	case !knownLayout(b.Settings):
+		return "the server's pages or files are of another size"
+	}
+	return ""
+}
+
 // build makes a backup the one that is built on.
 func (p *previous) build(ctx context.Context, opt BackupOptions, candidate repo.Backup, there map[string]repo.Pack) error {
 	m, err := opt.Repo.ReadManifest(ctx, candidate.ID)

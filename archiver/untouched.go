@@ -26,21 +26,17 @@ const auditOneIn = 32
 // newUntouched waits for the WAL up to the backup's start and reads what it has changed. Without it everything is read; reason says why, unless nobody expects
 // anything else.
 func newUntouched(ctx context.Context, opt BackupOptions, b repo.Backup, before previous, since *comparison) (u *untouched, reason string, err error) {
-	switch {
-	case opt.Incremental == IncrementalOff || before.backup == nil:
+	if opt.Incremental == IncrementalOff || before.backup == nil {
 		return nil, "", nil
-	case before.manifest == nil:
-		return nil, "the backup before cannot be opened here", nil
-	case !before.whole:
-		return nil, "not all packs of the backup before can be used", nil
-	case before.manifest.ChecksumFailures > 0:
-		return nil, "the backup before has pages whose checksum is wrong", nil
+	}
+	if reason := before.unfit(b); reason != "" {
+		return nil, reason, nil
+	}
+	switch {
 	case b.FromStandby || before.manifest.FromStandby:
 		return nil, "one of two backups is from a standby", nil
 	case b.Timeline != before.manifest.Timeline:
 		return nil, "the timeline has changed", nil
-	case !knownLayout(b.Settings):
-		return nil, "the server's pages or files are of another size", nil
 	}
 	if err := waitForWAL(ctx, opt, b, b.Start); err != nil {
 		return nil, "", err
