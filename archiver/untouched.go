@@ -37,6 +37,8 @@ func newUntouched(ctx context.Context, opt BackupOptions, b repo.Backup, before 
 		return nil, "one of two backups is from a standby", nil
 	case b.Timeline != before.manifest.Timeline:
 		return nil, "the timeline has changed", nil
+	case b.Start < before.manifest.Stop:
+		return nil, "the backup before ended behind the begin of this one: the server is an older one", nil
 	}
 	if err := waitForWAL(ctx, opt, b, b.Start); err != nil {
 		return nil, "", err
