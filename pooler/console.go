@@ -4,7 +4,6 @@ import (
 	"bufio"
 	"context"
 	"crypto/rand"
-	"crypto/subtle"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -93,16 +92,6 @@ func (p *Pooler) dismiss(o *operator) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	delete(p.consoles, o.console.Process)
-}
-
-// interrupt ends what the console waits for that has this key.
-func (p *Pooler) interrupt(process uint32, secret []byte) {
-	p.mu.Lock()
-	o := p.consoles[process]
-	p.mu.Unlock()
-	if o != nil && subtle.ConstantTimeCompare(secret, o.console.Secret[:]) == 1 {
-		o.console.Interrupt()
-	}
 }
 
 // operators are those who have a console now.

@@ -17,13 +17,15 @@ import (
 // staleTimeout bounds the question whether somebody listens on a socket that is there already.
 const staleTimeout = time.Second
 
-// listenUnix opens the Unix socket, whose name libpq makes of directory and port: UNIXSOCK_PATH in src/include/libpq/pqcomm.h. One that
-// nobody listens on any more, since its process was killed, is replaced.
-func listenUnix(cfg config.Pooler, port int) (net.Listener, error) {
-	path := cfg.UnixSocketDir + "/.s.PGSQL." + strconv.Itoa(port)
-	abstract := strings.HasPrefix(path, "@")
+// unixPath is the name of the Unix socket, which libpq makes of directory and port: UNIXSOCK_PATH in src/include/libpq/pqcomm.h.
+func unixPath(cfg config.Pooler, port int) string {
+	return cfg.UnixSocketDir + "/.s.PGSQL." + strconv.Itoa(port)
+}
+
+// listenUnix opens a Unix socket. One that nobody listens on any more, since its process was killed, is replaced.
+func listenUnix(path string) (net.Listener, error) {
 	listener, err := net.Listen("unix", path)
-	if errors.Is(err, syscall.EADDRINUSE) && !abstract {
+	if errors.Is(err, syscall.EADDRINUSE) && !strings.HasPrefix(path, "@") {
 		if err := removeStale(path); err != nil {
 			return nil, fmt.Errorf("pooler.unix_socket_dir: %w", err)
 		}
@@ -32,18 +34,22 @@ func listenUnix(cfg config.Pooler, port int) (net.Listener, error) {
 	if err != nil {
 		return nil, fmt.Errorf("pooler.unix_socket_dir: %w", err)
 	}
-	if abstract || cfg.UnixSocketMode == "" {
-		return listener, nil
+	return listener, nil
+}
+
+// setUnixMode gives the file of a Unix socket its mode. Abstract ones have none.
+func setUnixMode(path, octal string) error {
+	if strings.HasPrefix(path, "@") || octal == "" {
+		return nil
 	}
-	mode, err := strconv.ParseUint(cfg.UnixSocketMode, 8, 9)
+	mode, err := strconv.ParseUint(octal, 8, 9)
 	if err == nil {
 		err = os.Chmod(path, fs.FileMode(mode))
 	}
 	if err != nil {
-		listener.Close()
-		return nil, fmt.Errorf("pooler.unix_socket_mode: %w", err)
+		return fmt.Errorf("pooler.unix_socket_mode: %w", err)
 	}
-	return listener, nil
+	return nil
 }
 
 // removeStale removes a socket that nobody listens on, and nothing else.

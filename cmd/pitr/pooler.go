@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"os"
 	"os/signal"
@@ -44,6 +45,16 @@ func runPooler(ctx context.Context, app *app) error {
 		changed, _, err := app.load()
 		return changed, err
 	})
+	watch := monitor.Options{
+		Address: cfg.HTTP.Pooler, Log: log, Ready: p.Ready,
+		Metrics: func() []monitor.Metric { return poolerMetrics(p.Stats()) },
+	}
+	if watch.Address != "" {
+		if watch.Listener, err = p.ListenBeside(watch.Address); err != nil {
+			p.Close()
+			return fmt.Errorf("http.pooler: %w", err)
+		}
+	}
 	ctx, stop := context.WithCancel(ctx)
 	var reloads sync.WaitGroup
 	defer reloads.Wait()
@@ -53,10 +64,7 @@ func runPooler(ctx context.Context, app *app) error {
 	defer signal.Stop(hangups)
 	reloads.Go(func() { reloadOn(ctx, hangups, p, log) })
 	log.Info("pooler started", "version", version, "pool_mode", cfg.Pooler.PoolMode, "default_pool_size", cfg.Pooler.DefaultPoolSize)
-	return withMonitor(ctx, monitor.Options{
-		Address: cfg.HTTP.Pooler, Log: log, Ready: p.Ready,
-		Metrics: func() []monitor.Metric { return poolerMetrics(p.Stats()) },
-	}, p.Run)
+	return withMonitor(ctx, watch, p.Run)
 }
 
 // reloadOn reads the configuration again at each signal. What cannot be used changes nothing.
