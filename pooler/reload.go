@@ -31,6 +31,8 @@ func (p *Pooler) Reload() ([]config.Change, error) {
 	if p.reloading.read == nil {
 		return nil, errNoFile
 	}
+	tell(p.upgrade.events.Reloading)
+	defer tell(p.upgrade.events.Reloaded)
 	to, err := p.reloading.read()
 	if err != nil {
 		return nil, err

@@ -45,6 +45,7 @@ func runPooler(ctx context.Context, app *app) error {
 		changed, _, err := app.load()
 		return changed, err
 	})
+	p.Tell(poolerEvents(log))
 	watch := monitor.Options{
 		Address: cfg.HTTP.Pooler, Log: log, Ready: p.Ready,
 		Metrics: func() []monitor.Metric { return poolerMetrics(p.Stats()) },
