@@ -2,10 +2,6 @@ package pooler
 
 import (
 	"context"
-	"crypto/rand"
-	"crypto/subtle"
-	"encoding/binary"
-	"fmt"
 	"time"
 
 	"pitr/internal/pgwire"
@@ -14,8 +10,9 @@ import (
 	"pitr/pooler/takeover"
 )
 
-// register makes a connection a client: it counts in max_client_conn and has a key for cancel requests.
-func (p *Pooler) register() (*client, error) {
+// register makes a connection a client: it counts in max_client_conn and has a key for cancel requests,
+// whose length depends on the version of the protocol.
+func (p *Pooler) register(version uint32) (*client, error) {
 	c := &client{pooler: p, worker: p.leastBusy(), arrived: time.Now()}
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -26,14 +23,10 @@ func (p *Pooler) register() (*client, error) {
 		p.counters.clientLimitHits.Add(1)
 		return nil, pgwire.Fatal("53300", "no more connections allowed (max_client_conn)")
 	}
-	var random [8]byte
-	for c.process == 0 || p.clients[c.process] != nil || p.consoles[c.process] != nil {
-		if _, err := rand.Read(random[:]); err != nil {
-			return nil, fmt.Errorf("random cancel key: %w", err)
-		}
-		c.process = binary.BigEndian.Uint32(random[:]) >> 1 // a positive int32, as clients expect
+	var err error
+	if c.process, c.key, err = p.newKey(version); err != nil {
+		return nil, err
 	}
-	copy(c.secret[:], random[4:])
 	p.clients[c.process] = c
 	c.worker.clients.Add(1)
 	return c, nil
@@ -56,9 +49,9 @@ func (p *Pooler) cancelFrom(link *takeover.Link, process uint32, secret []byte) 
 	c, o := p.clients[process], p.consoles[process]
 	p.mu.Unlock()
 	switch {
-	case c != nil && subtle.ConstantTimeCompare(secret, c.secret[:]) == 1:
+	case c != nil && c.key.opens(secret):
 		p.cancelClient(c)
-	case o != nil && subtle.ConstantTimeCompare(secret, o.console.Secret[:]) == 1:
+	case o != nil && o.key.opens(secret):
 		o.console.Interrupt()
 	default:
 		p.cancelElsewhere(link, process, secret)
