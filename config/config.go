@@ -43,6 +43,8 @@ type Pooler struct {
 	ServerIdleTimeout     Duration `yaml:"server_idle_timeout"`
 	ServerLifetime        Duration `yaml:"server_lifetime"`
 	DrainTimeout          Duration `yaml:"drain_timeout"`
+	TakeoverSocket        string   `yaml:"takeover_socket"`
+	TakeoverTimeout       Duration `yaml:"takeover_timeout"`
 
 	MinPoolSize              int      `yaml:"min_pool_size"`
 	ReservePoolSize          int      `yaml:"reserve_pool_size"`

@@ -3,6 +3,7 @@ package config
 import (
 	"fmt"
 	"net/netip"
+	"path/filepath"
 	"strconv"
 	"strings"
 )
@@ -27,6 +28,7 @@ func validateLogin(cfg Pooler) []Problem {
 	check(len(cfg.UnixSocketDir) <= socketPathMax-len("/.s.PGSQL.65535"), "pooler.unix_socket_dir", "is too long for the path of a Unix socket")
 	_, err := strconv.ParseUint(cfg.UnixSocketMode, 8, 9)
 	check(err == nil, "pooler.unix_socket_mode", fmt.Sprintf("%q is no file mode in octal digits", cfg.UnixSocketMode))
+	check(cfg.TakeoverSocket == "" || filepath.IsAbs(cfg.TakeoverSocket) && len(cfg.TakeoverSocket) <= socketPathMax, "pooler.takeover_socket", fmt.Sprintf("must be an absolute path of at most %d bytes", socketPathMax))
 	for _, text := range cfg.ProxyProtocolFrom {
 		_, notNetwork := netip.ParsePrefix(text)
 		_, notAddress := netip.ParseAddr(text)

@@ -55,6 +55,8 @@ var settings = []Setting{
 	{Key: "pooler.server_connect_rate", Default: "100", Range: "0..100000", Reload: true, Doc: "Connections per second to one host and port at most, on the average of a second, so that a server that has just come back does not meet a herd. Zero: no bound."},
 	{Key: "pooler.stats_period", Default: "1m", Range: "1s..1d", Reload: true, Doc: "Time over which the averages of the console are taken."},
 	{Key: "pooler.drain_timeout", Default: "30s", Range: "0..1h", Reload: true, Doc: "How long open transactions may go on after SIGTERM before they are cut."},
+	{Key: "pooler.takeover_socket", Doc: "Unix socket for upgrades, an absolute path in a directory that exists. A pooler that begins asks whoever listens there for its listening sockets and takes its place; the other one keeps its clients until they leave. Only the same user may. Empty: none, and two poolers cannot have the same address."},
+	{Key: "pooler.takeover_timeout", Default: "1h", Range: "0..30d", Reload: true, Doc: "How long a pooler whose place was taken keeps its clients. Then those that are idle are told to go, and open transactions may go on for drain_timeout."},
 	{Key: "pooler.server_reset_timeout", Default: "15s", Range: "100ms..1h", Reload: true, Doc: "How long DISCARD ALL may take on a server connection whose client has left something behind, before the connection is closed instead."},
 	{Key: "pooler.client_write_timeout", Default: "5m", Range: "0..7d", Doc: "A client that takes nothing of what its server sends for so long is cut off, since it holds a server. Zero: never."},
 	{Key: "pooler.pkt_buf", Default: "4KiB", Range: "1KiB..1MiB", Doc: "How much is read at once from a client that has no server; otherwise it is 64 KiB."},

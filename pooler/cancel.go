@@ -2,19 +2,17 @@ package pooler
 
 import (
 	"context"
-	"crypto/rand"
-	"crypto/subtle"
-	"encoding/binary"
-	"fmt"
 	"time"
 
 	"pitr/internal/pgwire"
 	"pitr/pooler/loop"
 	"pitr/pooler/pool"
+	"pitr/pooler/takeover"
 )
 
-// register makes a connection a client: it counts in max_client_conn and has a key for cancel requests.
-func (p *Pooler) register() (*client, error) {
+// register makes a connection a client: it counts in max_client_conn and has a key for cancel requests,
+// whose length depends on the version of the protocol.
+func (p *Pooler) register(version uint32) (*client, error) {
 	c := &client{pooler: p, worker: p.leastBusy(), arrived: time.Now()}
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -25,14 +23,10 @@ func (p *Pooler) register() (*client, error) {
 		p.counters.clientLimitHits.Add(1)
 		return nil, pgwire.Fatal("53300", "no more connections allowed (max_client_conn)")
 	}
-	var random [8]byte
-	for c.process == 0 || p.clients[c.process] != nil || p.consoles[c.process] != nil {
-		if _, err := rand.Read(random[:]); err != nil {
-			return nil, fmt.Errorf("random cancel key: %w", err)
-		}
-		c.process = binary.BigEndian.Uint32(random[:]) >> 1 // a positive int32, as clients expect
+	var err error
+	if c.process, c.key, err = p.newKey(version); err != nil {
+		return nil, err
 	}
-	copy(c.secret[:], random[4:])
 	p.clients[c.process] = c
 	c.worker.clients.Add(1)
 	return c, nil
@@ -46,18 +40,47 @@ func (p *Pooler) unregister(c *client) {
 }
 
 // cancel passes a cancel request on to the server that works for the client that has this key, if one does at this moment. The
-// server is not handed on before Postgres has taken notice, so that no other client's query can be hit.
-func (p *Pooler) cancel(process uint32, secret []byte) {
+// server is not handed on before Postgres has taken notice, so that no other client's query can be hit. A client that is not ours may be one of the process whose place we took.
+func (p *Pooler) cancel(process uint32, secret []byte) { p.cancelFrom(nil, process, secret) }
+
+// cancelFrom is cancel for a request that has come over a link, and does not go back there. nil: it has come from a client.
+func (p *Pooler) cancelFrom(link *takeover.Link, process uint32, secret []byte) {
 	p.mu.Lock()
-	c := p.clients[process]
+	c, o := p.clients[process], p.consoles[process]
 	p.mu.Unlock()
-	if c == nil {
-		p.interrupt(process, secret)
-		return
+	switch {
+	case c != nil && c.key.opens(secret):
+		p.cancelClient(c)
+	case o != nil && o.key.opens(secret):
+		o.console.Interrupt()
+	default:
+		p.cancelElsewhere(link, process, secret)
 	}
-	if subtle.ConstantTimeCompare(secret, c.secret[:]) != 1 {
-		return
+}
+
+// cancelElsewhere lets the processes before and behind us deal with a cancel request while a takeover lasts.
+func (p *Pooler) cancelElsewhere(from *takeover.Link, process uint32, secret []byte) {
+	for _, link := range []*takeover.Link{p.upgrade.predecessor.Load(), p.upgrade.successor.Load()} {
+		if link == nil || link == from {
+			continue
+		}
+		select {
+		case p.cancels <- struct{}{}:
+		default:
+			p.counters.cancelLimitHits.Add(1)
+			return
+		}
+		ctx, stop := context.WithTimeout(context.Background(), p.cancelPatience())
+		err := link.Cancel(ctx, process, secret)
+		stop()
+		<-p.cancels
+		if err != nil {
+			p.log.Warn("cancel request not handed on to the other pooler", "pid", link.Peer, "error", err)
+		}
 	}
+}
+
+func (p *Pooler) cancelClient(c *client) {
 	select {
 	case p.cancels <- struct{}{}:
 		defer func() { <-p.cancels }()

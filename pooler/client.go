@@ -36,8 +36,8 @@ type client struct {
 
 	counted pool.Traffic // not added up yet
 
-	process uint32 // with secret, the key of cancel requests
-	secret  [4]byte
+	process uint32 // with key, what its cancel requests carry
+	key     cancelKey
 
 	entered  bool // its worker has it; guarded by Pooler.mu
 	waits    wait

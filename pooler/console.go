@@ -3,9 +3,6 @@ package pooler
 import (
 	"bufio"
 	"context"
-	"crypto/rand"
-	"crypto/subtle"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"maps"
@@ -54,7 +51,7 @@ func (p *Pooler) console(conn net.Conn, in *bufio.Reader, ask request) error {
 	o := &operator{who: identityOf(conn, ask), arrived: time.Now(), name: ask.params.Get("application_name"), conn: conn}
 	console := &o.console
 	console.In, console.Out, console.Role, console.Steering = in, conn, role, steering{p, ask.user}
-	if err := p.attend(o); err != nil {
+	if err := p.attend(o, ask.version); err != nil {
 		return err
 	}
 	defer p.dismiss(o)
@@ -71,20 +68,17 @@ type operator struct {
 	name    string // application_name
 	conn    net.Conn
 	console admin.Console
+	key     cancelKey
 }
 
 // attend notes a console, and gives it a key for cancel requests that no client has.
-func (p *Pooler) attend(o *operator) error {
-	var random [8]byte
+func (p *Pooler) attend(o *operator, version uint32) (err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	for o.console.Process == 0 || p.clients[o.console.Process] != nil || p.consoles[o.console.Process] != nil {
-		if _, err := rand.Read(random[:]); err != nil {
-			return fmt.Errorf("random cancel key: %w", err)
-		}
-		o.console.Process = binary.BigEndian.Uint32(random[:]) >> 1
+	if o.console.Process, o.key, err = p.newKey(version); err != nil {
+		return err
 	}
-	copy(o.console.Secret[:], random[4:])
+	o.console.Secret = o.key.secret()
 	p.consoles[o.console.Process] = o
 	return nil
 }
@@ -93,16 +87,6 @@ func (p *Pooler) dismiss(o *operator) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	delete(p.consoles, o.console.Process)
-}
-
-// interrupt ends what the console waits for that has this key.
-func (p *Pooler) interrupt(process uint32, secret []byte) {
-	p.mu.Lock()
-	o := p.consoles[process]
-	p.mu.Unlock()
-	if o != nil && subtle.ConstantTimeCompare(secret, o.console.Secret[:]) == 1 {
-		o.console.Interrupt()
-	}
 }
 
 // operators are those who have a console now.

@@ -1,6 +1,7 @@
 package pooler
 
 import (
+	"encoding/binary"
 	"errors"
 	"io"
 	"net"
@@ -96,9 +97,9 @@ func (c *client) greet(welcome []pgwire.Param) {
 		out = pgwire.AppendParameterStatus(out, param)
 	}
 	out = c.welcomed(out)
-	out = pgwire.AppendHeader(out, 'K', 8) // BackendKeyData
-	out = append(out, byte(c.process>>24), byte(c.process>>16), byte(c.process>>8), byte(c.process))
-	out = append(out, c.secret[:]...)
+	out = pgwire.AppendHeader(out, 'K', 4+len(c.key.secret())) // BackendKeyData
+	out = binary.BigEndian.AppendUint32(out, c.process)
+	out = append(out, c.key.secret()...)
 	c.write(pgwire.AppendReady(out, pgwire.Idle))
 	c.conn.Resume()
 	c.settle()

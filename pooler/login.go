@@ -45,7 +45,7 @@ func (p *Pooler) login(conn net.Conn) (c *client, over net.Conn, early []byte, e
 	if ask.replication {
 		return nil, conn, nil, p.replicate(conn, in, ask)
 	}
-	if c, err = p.register(); err != nil {
+	if c, err = p.register(ask.version); err != nil {
 		return nil, conn, nil, err
 	}
 	if err := p.admit(c, conn, in, ask); err != nil {
@@ -194,12 +194,13 @@ type request struct {
 	replication    bool // a walsender is wanted
 	physical       bool // for physical replication, which is no matter of a database
 	params         *session.Params
-	negotiate      bool     // the client speaks a newer minor version, or protocol options
+	version        uint32   // of the protocol
+	negotiate      bool     // the client speaks a newer minor version than that, or protocol options
 	unknown        []string // the options
 }
 
 func readRequest(startup pgwire.Startup) (request, error) {
-	ask := request{negotiate: startup.Version > pgwire.Version30}
+	ask := request{version: min(startup.Version, pgwire.Version32), negotiate: startup.Version > pgwire.Version32}
 	for _, param := range startup.Params {
 		switch {
 		case param.Name == "user":
@@ -237,12 +238,13 @@ func isFalse(value string) bool {
 	return false
 }
 
-// negotiate tells a client that asks for more than version 3.0 that it gets that.
+// negotiate tells a client that asks for more than version 3.2, or for options that nobody knows, what it gets: SendNegotiateProtocolVersion in
+// src/backend/tcop/backend_startup.c.
 func negotiate(conn net.Conn, ask request) error {
 	if !ask.negotiate {
 		return nil
 	}
-	message := pgproto3.NegotiateProtocolVersion{NewestMinorProtocol: pgwire.Version30, UnrecognizedOptions: ask.unknown}
+	message := pgproto3.NegotiateProtocolVersion{NewestMinorProtocol: ask.version, UnrecognizedOptions: ask.unknown}
 	return send(conn, &message)
 }
 

@@ -11,10 +11,8 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
-	"strings"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"time"
 
 	"pitr/config"
@@ -24,6 +22,7 @@ import (
 	"pitr/pooler/loop"
 	"pitr/pooler/pool"
 	"pitr/pooler/session"
+	"pitr/pooler/takeover"
 )
 
 // Pooler is one pooler. Make it with New, then call Listen, then Run.
@@ -33,7 +32,8 @@ type Pooler struct {
 	log       *slog.Logger
 	gate      atomic.Pointer[gate]
 	pools     *pool.Set
-	listeners []net.Listener
+	listeners []net.Listener // on which clients come
+	upgrade   upgrade
 	workers   []*worker
 	sessions  map[string]*session.Options // by pool mode
 	loops     sync.WaitGroup              // the goroutines of workers
@@ -43,6 +43,7 @@ type Pooler struct {
 	counters  counters
 	averages  averages
 	reloading reloading
+	leaving   atomic.Bool         // it does not accept any more, or will not in a moment
 	halt      chan admin.Shutdown // an operator has ended the pooler
 	work      sync.WaitGroup      // clients, and those who are not clients yet
 
@@ -69,6 +70,7 @@ func New(cfg config.Config, log *slog.Logger) (*Pooler, error) {
 		tallies: tallies{map[string]int{}, map[string]int{}}, halt: make(chan admin.Shutdown, 1),
 		entrance: entrance{max: cfg.Pooler.MaxLoginConnPerAddress, from: map[netip.Addr]int{}},
 		logins:   make(chan struct{}, cfg.Pooler.MaxLoginConn), cancels: make(chan struct{}, cfg.Pooler.MaxCancelRequests),
+		upgrade: upgrade{succeeded: make(chan *takeover.Link, 1)},
 	}
 	p.live.Store(&cfg)
 	g, err := p.newGate(cfg.Pooler)
@@ -83,62 +85,16 @@ func New(cfg config.Config, log *slog.Logger) (*Pooler, error) {
 	return p, nil
 }
 
-// listening makes accepted sockets inherit what would else take four calls for each of them: a client whose machine has died is
-// noticed after a minute or so.
-func listening(cfg config.Pooler) *net.ListenConfig {
-	return &net.ListenConfig{KeepAlive: -1, Control: tuned(cfg)}
-}
+// errLeaving is what Ready says from the moment on at which the end has begun.
+var errLeaving = errors.New("the pooler is shutting down")
 
-// tuned sets the options of a TCP socket before it is used.
-func tuned(cfg config.Pooler) func(network, address string, raw syscall.RawConn) error {
-	return func(network, _ string, raw syscall.RawConn) error {
-		if !strings.HasPrefix(network, "tcp") {
-			return nil
-		}
-		var failed error
-		err := raw.Control(func(fd uintptr) { failed = tune(int(fd), cfg) })
-		return errors.Join(err, failed)
+// Ready reports whether clients can be served: nil when a server connection exists, or else the outcome of a login. While the pooler drains they cannot.
+func (p *Pooler) Ready(ctx context.Context) error {
+	if p.leaving.Load() {
+		return errLeaving
 	}
+	return p.pools.Ready(ctx)
 }
-
-// Listen opens all addresses of pooler.listen. Clients are served once Run is called. After an error none is open.
-func (p *Pooler) Listen() error {
-	for _, address := range p.cfg.Listen {
-		listener, err := listening(p.cfg).Listen(context.Background(), "tcp", address)
-		if err != nil {
-			p.closeListeners()
-			return fmt.Errorf("pooler.listen: %w", err)
-		}
-		p.listeners = append(p.listeners, listener)
-	}
-	if p.cfg.UnixSocketDir == "" {
-		return nil
-	}
-	listener, err := listenUnix(p.cfg, p.unixPort())
-	if err != nil {
-		p.closeListeners()
-		return err
-	}
-	p.listeners = append(p.listeners, listener)
-	return nil
-}
-
-// Addr returns the first address that Listen has opened, nil before.
-func (p *Pooler) Addr() net.Addr {
-	if len(p.listeners) == 0 {
-		return nil
-	}
-	return p.listeners[0].Addr()
-}
-
-func (p *Pooler) closeListeners() {
-	for _, listener := range p.listeners {
-		listener.Close()
-	}
-}
-
-// Ready reports whether Postgres lets us in: nil when a server connection exists, or else the outcome of a login.
-func (p *Pooler) Ready(ctx context.Context) error { return p.pools.Ready(ctx) }
 
 // Run serves clients until ctx ends, or an operator says so, then drains: idle clients are told to go, open transactions may end within drain_timeout.
 // It returns when everything that it has started has ended, and can be called once.
@@ -154,6 +110,7 @@ func (p *Pooler) Run(ctx context.Context) error {
 		p.log.Info("pooler listening", "address", listener.Addr().String())
 		accepting.Go(func() { p.accept(ctx, listener) })
 	}
+	p.runUpgrades(ctx)
 	patience := time.NewTimer(time.Hour)
 	defer patience.Stop()
 	limit := patience.C
@@ -162,12 +119,17 @@ func (p *Pooler) Run(ctx context.Context) error {
 		patience.Reset(p.now().DrainTimeout.D())
 	case how := <-p.halt:
 		limit = p.halted(ctx, how, patience)
+	case successor := <-p.upgrade.succeeded:
+		limit = p.succeeded(ctx, successor, &accepting, patience)
 	}
+	p.leaving.Store(true)
+	p.endUpgrades()
 	p.closeListeners()
 	accepting.Wait()
 	drained, cut := p.drain(ctx, limit)
 	stop()
 	tending.Wait()
+	p.closeLinks()
 	p.pools.Close()
 	p.stopWorkers()
 	p.log.Info("pooler stopped", "clients_drained", drained, "clients_cut", cut, "after", time.Since(start).Round(time.Millisecond))
@@ -359,9 +321,13 @@ func (p *Pooler) entered() (clients []*client) {
 	return clients
 }
 
-// Close gives up a Pooler that was made and will not Run.
+// Close gives up a Pooler that was made and will not Run. A pooler whose place it was to take goes on as if nothing had happened.
 func (p *Pooler) Close() {
 	p.closeListeners()
+	for _, socket := range p.upgrade.sockets {
+		socket.Close()
+	}
+	p.closeLinks()
 	p.pools.Close()
 	for _, w := range p.workers {
 		w.Discard()

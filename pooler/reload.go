@@ -31,6 +31,8 @@ func (p *Pooler) Reload() ([]config.Change, error) {
 	if p.reloading.read == nil {
 		return nil, errNoFile
 	}
+	tell(p.upgrade.events.Reloading)
+	defer tell(p.upgrade.events.Reloaded)
 	to, err := p.reloading.read()
 	if err != nil {
 		return nil, err
@@ -107,6 +109,7 @@ const leavePause = 50 * time.Millisecond
 
 // halted waits for what a shutdown waits for, as long as ctx does not end, and returns when the rest is cut. It is nil where everything may take its time.
 func (p *Pooler) halted(ctx context.Context, how admin.Shutdown, patience *time.Timer) (limit <-chan time.Time) {
+	p.leaving.Store(true)
 	switch how {
 	case admin.ShutdownServers:
 		return nil

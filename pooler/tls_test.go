@@ -210,18 +210,17 @@ func TestOldVersionsOfTLSAreRefused(t *testing.T) {
 // TestSocketOfADeadProcessIsReplaced leaves a socket behind that nobody listens on, and one that somebody does.
 func TestSocketOfADeadProcessIsReplaced(t *testing.T) {
 	dir := t.TempDir()
-	cfg := config.Pooler{UnixSocketDir: dir, UnixSocketMode: "0777"}
-	path := filepath.Join(dir, ".s.PGSQL.6432")
+	path := unixPath(config.Pooler{UnixSocketDir: dir}, 6432)
 	dead, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
 	if err != nil {
 		t.Fatal(err)
 	}
 	dead.SetUnlinkOnClose(false)
-	if _, err := listenUnix(cfg, 6432); err == nil || !strings.Contains(err.Error(), "somebody else listens there") {
+	if _, err := listenUnix(path); err == nil || !strings.Contains(err.Error(), "somebody else listens there") {
 		t.Errorf("a socket that is in use: %v", err)
 	}
 	dead.Close()
-	listener, err := listenUnix(cfg, 6432)
+	listener, err := listenUnix(path)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -229,7 +228,7 @@ func TestSocketOfADeadProcessIsReplaced(t *testing.T) {
 	if err := os.WriteFile(path, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := listenUnix(cfg, 6432); err == nil || !strings.Contains(err.Error(), "is no socket") {
+	if _, err := listenUnix(path); err == nil || !strings.Contains(err.Error(), "is no socket") {
 		t.Errorf("a file: %v", err)
 	}
 	if _, err := os.Stat(path); err != nil {

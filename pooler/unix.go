@@ -18,13 +18,15 @@ import (
 // staleTimeout bounds the question whether somebody listens on a socket that is there already.
 const staleTimeout = time.Second
 
-// listenUnix opens the Unix socket, whose name libpq makes of directory and port: UNIXSOCK_PATH in src/include/libpq/pqcomm.h. One that
-// nobody listens on any more, since its process was killed, is replaced.
-func listenUnix(cfg config.Pooler, port int) (net.Listener, error) {
-	path := cfg.UnixSocketDir + "/.s.PGSQL." + strconv.Itoa(port)
-	abstract := strings.HasPrefix(path, "@")
+// unixPath is the name of the Unix socket, which libpq makes of directory and port: UNIXSOCK_PATH in src/include/libpq/pqcomm.h.
+func unixPath(cfg config.Pooler, port int) string {
+	return cfg.UnixSocketDir + "/.s.PGSQL." + strconv.Itoa(port)
+}
+
+// listenUnix opens a Unix socket. One that nobody listens on any more, since its process was killed, is replaced.
+func listenUnix(path string) (net.Listener, error) {
 	listener, err := net.Listen("unix", path)
-	if errors.Is(err, syscall.EADDRINUSE) && !abstract {
+	if errors.Is(err, syscall.EADDRINUSE) && !strings.HasPrefix(path, "@") {
 		if err := removeStale(path); err != nil {
 			return nil, fmt.Errorf("pooler.unix_socket_dir: %w", err)
 		}
@@ -33,18 +35,14 @@ func listenUnix(cfg config.Pooler, port int) (net.Listener, error) {
 	if err != nil {
 		return nil, fmt.Errorf("pooler.unix_socket_dir: %w", err)
 	}
-	if abstract {
-		return listener, nil
-	}
-	if err := admitToSocket(path, cfg); err != nil {
-		listener.Close()
-		return nil, err
-	}
 	return listener, nil
 }
 
-// admitToSocket sets group and mode of a socket.
+// admitToSocket sets group and mode of a Unix socket. Abstract ones have neither.
 func admitToSocket(path string, cfg config.Pooler) error {
+	if strings.HasPrefix(path, "@") {
+		return nil
+	}
 	if cfg.UnixSocketGroup != "" {
 		group, err := user.LookupGroup(cfg.UnixSocketGroup)
 		var id int

@@ -112,25 +112,37 @@ func withPushSocket(cfg *config.Config, pusher *archiver.Pusher, counts *archive
 	}
 }
 
-// withMonitor runs a service with its HTTP server beside it; the end of one ends the other.
+// errEnding is what /readyz says of a service that was told to end, from the moment on.
+var errEnding = errors.New("the service is ending")
+
+// withMonitor runs a service with its HTTP server beside it, which tells of it until its very end; the end of one ends the other.
 func withMonitor(ctx context.Context, opt monitor.Options, run func(context.Context) error) error {
 	if opt.Address == "" {
 		return run(ctx)
+	}
+	ready := opt.Ready
+	opt.Ready = func(asked context.Context) error {
+		if ctx.Err() != nil {
+			return errEnding
+		}
+		return ready(asked)
 	}
 	server, err := monitor.Listen(opt)
 	if err != nil {
 		return err
 	}
 	opt.Log.Info("serving metrics", "address", server.Addr().String())
+	serving, silence := context.WithCancel(context.WithoutCancel(ctx))
+	defer silence()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	served := make(chan error, 1)
 	go func() {
-		served <- server.Run(ctx)
+		served <- server.Run(serving)
 		cancel()
 	}()
 	err = run(ctx)
-	cancel()
+	silence()
 	return errors.Join(err, <-served)
 }
 

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"os"
 	"os/signal"
@@ -61,6 +62,17 @@ func servePooler(ctx context.Context, cfg *config.Config, log *slog.Logger, opt 
 		changed, _, err := opt.load()
 		return changed, err
 	})
+	p.Tell(poolerEvents(log))
+	watch := monitor.Options{
+		Address: cfg.HTTP.Pooler, Log: log, Ready: p.Ready,
+		Metrics: func() []monitor.Metric { return poolerMetrics(p.Stats()) },
+	}
+	if watch.Address != "" {
+		if watch.Listener, err = p.ListenBeside(watch.Address); err != nil {
+			p.Close()
+			return fmt.Errorf("http.pooler: %w", err)
+		}
+	}
 	ctx, stop := context.WithCancel(ctx)
 	var reloads sync.WaitGroup
 	defer reloads.Wait()
@@ -79,10 +91,7 @@ func servePooler(ctx context.Context, cfg *config.Config, log *slog.Logger, opt 
 		}
 	}
 	log.Info("pooler started", "version", version, "pool_mode", cfg.Pooler.PoolMode, "default_pool_size", cfg.Pooler.DefaultPoolSize)
-	return withMonitor(ctx, monitor.Options{
-		Address: cfg.HTTP.Pooler, Log: log, Ready: p.Ready,
-		Metrics: func() []monitor.Metric { return poolerMetrics(p.Stats()) },
-	}, p.Run)
+	return withMonitor(ctx, watch, p.Run)
 }
 
 // reloadOn reads the configuration again at each signal. What cannot be used changes nothing.

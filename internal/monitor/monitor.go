@@ -43,9 +43,11 @@ type Metric struct {
 // Options says what is served.
 type Options struct {
 	Address string
-	Metrics func() []Metric
-	Ready   func(ctx context.Context) error // nil: the service can do its work
-	Log     *slog.Logger
+	// Listener is where people are served instead, if it is there already. Whoever closes it before Run's ctx ends hands on its address: Run then only waits.
+	Listener net.Listener
+	Metrics  func() []Metric
+	Ready    func(ctx context.Context) error // nil: the service can do its work
+	Log      *slog.Logger
 }
 
 // Server is an HTTP server for people and for Prometheus.
@@ -56,9 +58,12 @@ type Server struct {
 
 // Listen takes the address; serving begins with Run.
 func Listen(opt Options) (*Server, error) {
-	listener, err := net.Listen("tcp", opt.Address)
-	if err != nil {
-		return nil, fmt.Errorf("serve metrics: %w", err)
+	listener := opt.Listener
+	if listener == nil {
+		var err error
+		if listener, err = net.Listen("tcp", opt.Address); err != nil {
+			return nil, fmt.Errorf("serve metrics: %w", err)
+		}
 	}
 	registry := prometheus.NewRegistry()
 	if err := registry.Register(source(opt.Metrics)); err != nil {
@@ -100,6 +105,11 @@ func (s *Server) Run(ctx context.Context) error {
 	stop := context.AfterFunc(ctx, func() { _ = s.http.Close() }) // Serve then returns ErrServerClosed
 	defer stop()
 	err := s.http.Serve(s.listener)
+	if errors.Is(err, net.ErrClosed) {
+		s.http.SetKeepAlivesEnabled(false) // who has asked before is to ask again, elsewhere
+		<-ctx.Done()
+		return nil
+	}
 	if errors.Is(err, http.ErrServerClosed) {
 		return nil
 	}

@@ -20,8 +20,11 @@ const (
 	negotiateGSSCode  = 1234<<16 | 5680 // NEGOTIATE_GSS_CODE
 )
 
-// Version30 is PG_PROTOCOL(3, 0), the only version that is spoken here.
-const Version30 = 3 << 16
+// PG_PROTOCOL(3, 0), and PG_PROTOCOL_LATEST of PostgreSQL 18, src/include/libpq/pqcomm.h. They differ in the length of cancel keys; 3.1 was never used.
+const (
+	Version30 = 3 << 16
+	Version32 = 3<<16 | 2
+)
 
 // cancelKeyLenMax is MAX_CANCEL_KEY_LENGTH in src/include/libpq/pqcomm.h (PostgreSQL 18); before it was always four.
 const cancelKeyLenMax = 256
@@ -77,7 +80,7 @@ func ParseStartup(packet []byte) (Startup, error) {
 		return Startup{Kind: StartupCancel, Process: binary.BigEndian.Uint32(rest), Secret: rest[4:]}, nil
 	}
 	if code>>16 != Version30>>16 {
-		return Startup{}, &ProtocolError{fmt.Sprintf("unsupported frontend protocol %d.%d: server supports 3.0 to 3.0", code>>16, code&0xffff)}
+		return Startup{}, &ProtocolError{fmt.Sprintf("unsupported frontend protocol %d.%d: server supports 3.0 to 3.2", code>>16, code&0xffff)}
 	}
 	params, err := startupParams(rest)
 	return Startup{Kind: StartupSession, Version: code, Params: params}, err

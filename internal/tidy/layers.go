@@ -28,6 +28,7 @@ var layers = []layer{
 
 	{"pooler/session", []string{"internal/pgwire"}},
 	{"pooler/loop", nil},
+	{"pooler/takeover", nil},
 	{"pooler/pool", []string{"internal/pgwire", "config", "pooler/session"}},
 	{"pooler/auth", []string{"internal/pgwire", "config", "pooler/session"}},
 	{"pooler/admin", []string{"internal/pgwire", "config", "pooler/session"}},

@@ -41,7 +41,7 @@ type Console struct {
 	Role     Role
 	Steering Steering
 	Process  uint32 // with Secret, what the operator's cancel requests carry
-	Secret   [4]byte
+	Secret   []byte // 4 bytes, or 32 for an operator who speaks protocol 3.2
 
 	statements map[string]*plan
 	portals    map[string]*portal
@@ -132,7 +132,7 @@ func (c *Console) welcome() error {
 		{"standard_conforming_strings", "on"}, {"is_superuser", "on"}, {"integer_datetimes", "on"}} {
 		messages = append(messages, &pgproto3.ParameterStatus{Name: status[0], Value: status[1]})
 	}
-	messages = append(messages, &pgproto3.BackendKeyData{ProcessID: c.Process, SecretKey: c.Secret[:]})
+	messages = append(messages, &pgproto3.BackendKeyData{ProcessID: c.Process, SecretKey: c.Secret})
 	return c.send(append(messages, &pgproto3.ReadyForQuery{TxStatus: pgwire.Idle})...)
 }
 

@@ -308,7 +308,7 @@ func TestAPauseIsGivenUpWhenTheOperatorGoesAway(t *testing.T) {
 	r := &recorder{waiting: make(chan struct{})}
 	ended := make(chan error, 1)
 	go func() {
-		c := Console{In: bufio.NewReader(here), Out: here, Role: RoleAdmin, Steering: r}
+		c := Console{In: bufio.NewReader(here), Out: here, Role: RoleAdmin, Steering: r, Secret: make([]byte, 4)}
 		ended <- c.Serve(context.Background())
 	}()
 	front := pgproto3.NewFrontend(there, there)
