@@ -26,7 +26,8 @@ type host struct {
 	deadUntil time.Time // it could not be reached; others are tried before it
 	asked     time.Time // when view was had; zero: never
 	view      view
-	down      bool // as it was logged
+	caughtUp  time.Time // when it was last seen to be not behind
+	down      bool      // as it was logged
 }
 
 // hosts is what is known of all servers.
@@ -61,6 +62,12 @@ func (h *hosts) saw(at Address, v view, now time.Time) (changed bool) {
 	defer h.mu.Unlock()
 	one := h.of(at)
 	changed = !one.asked.IsZero() && (one.view.standby != v.standby || one.view.readOnly != v.readOnly)
+	// What a standby lacks has come since it lacked nothing. Without that one which gets its first transaction after an hour would be an hour behind for a moment.
+	if v.lag == 0 {
+		one.caughtUp = now
+	} else if !one.caughtUp.IsZero() {
+		v.lag = min(v.lag, now.Sub(one.caughtUp))
+	}
 	one.reached, one.deadUntil, one.asked, one.view = true, time.Time{}, now, v
 	return changed
 }
