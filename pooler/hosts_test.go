@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -349,5 +350,94 @@ func TestADeadHostIsPassedOver(t *testing.T) {
 		if st := r.Stats().Pools[0]; st.ConnectFailures != 0 || st.Connects == 0 {
 			t.Errorf("%s: %d connects failed of %d", balance, st.ConnectFailures, st.Connects)
 		}
+	}
+}
+
+func TestAServerThatTurnsReadOnlyIsNotHandedOut(t *testing.T) {
+	pg := ownPostgres(t)
+	r := start(t, pg, onHosts(config.Database{TargetSessionAttrs: "read-write"}, pg))
+	conn, direct := connect(t, r.dsn("")), connect(t, pg.dsn(""))
+	mustQuery(t, conn, "create table written (id int)")
+	turn := func(to string) {
+		mustQuery(t, direct, "alter system set default_transaction_read_only = "+to)
+		mustQuery(t, direct, "select pg_reload_conf()")
+	}
+	eventually(t, "the server is asked what it is", func() bool {
+		return mustQuery(t, direct, "select count(*) from pg_stat_activity where application_name = 'pitr host check'") == "1"
+	})
+	turn("on")
+	eventually(t, "its idle connection is closed", func() bool { return r.Stats().Pools[0].Idle == 0 })
+	done := make(chan error, 1)
+	go func() {
+		_, err := query(conn, "insert into written values (1)")
+		done <- err
+	}()
+	eventually(t, "the client waits", func() bool { return r.Stats().ClientsWaiting == 1 })
+	turn("off")
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+}
+
+// TestAPrimaryThatHangsIsLeftForTheOneThatWasPromoted stops a postmaster where it stands: its backends work on, and whoever connects gets no answer.
+func TestAPrimaryThatHangsIsLeftForTheOneThatWasPromoted(t *testing.T) {
+	primary := ownPostgres(t)
+	standby := standbyOf(t, primary)
+	r := start(t, primary, func(cfg *config.Config) {
+		onHosts(config.Database{TargetSessionAttrs: "primary"}, primary, standby)(cfg)
+		cfg.Pooler.ServerConnectTimeout = seconds(600)
+	})
+	holder, other := connect(t, r.dsn("")), connect(t, r.dsn(""))
+	mustQuery(t, holder, "begin; select 1")
+	replica := connect(t, standby.dsn(""))
+	eventually(t, "the standby is asked what it is", func() bool {
+		return mustQuery(t, replica, "select count(*) from pg_stat_activity where application_name = 'pitr host check'") == "1"
+	})
+	postmaster := primary.server.Pid()
+	if err := syscall.Kill(postmaster, syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = syscall.Kill(postmaster, syscall.SIGCONT) })
+	went := make(chan string, 1)
+	go func() {
+		port, err := query(other, "select current_setting('port')")
+		if err != nil {
+			port = err.Error()
+		}
+		went <- port
+	}()
+	eventually(t, "a connect hangs", func() bool { return r.Stats().Pools[0].Connecting == 1 })
+	mustQuery(t, replica, "select pg_promote(false)")
+	if got := <-went; got != strconv.Itoa(standby.port) {
+		t.Errorf("the client that waited was served by %s", got)
+	}
+	if got := mustQuery(t, holder, "select current_setting('port')"); got != strconv.Itoa(primary.port) {
+		t.Errorf("in the middle of its transaction a client is on %s", got)
+	}
+	mustQuery(t, holder, "commit")
+	eventually(t, "the old primary's connections are closed", func() bool {
+		return mustQuery(t, holder, "select current_setting('port')") == strconv.Itoa(standby.port) && r.Stats().Pools[0].Closed > 0
+	})
+}
+
+func TestShowTellsOfHosts(t *testing.T) {
+	pg := server(t)
+	door := closedDoor(t)
+	r := start(t, pg, func(cfg *config.Config) {
+		operated(cfg)
+		patient(cfg)
+		port := strconv.Itoa(pg.port)
+		cfg.Pooler.Databases = map[string]config.Database{
+			"postgres": {Host: "localhost,127.0.0.1", Port: port}, "two": {Host: "127.0.0.1,127.0.0.1", Port: fmt.Sprintf("%d,%s", door.port, port), LoadBalanceHosts: "disable"}, "one": {},
+		}
+	})
+	mustQuery(t, connect(t, r.dsn("")), "select 1")
+	operator := r.console(t)
+	expect(t, rowOf(t, operator, "SHOW DATABASES", "name", "postgres"), "host", "localhost,127.0.0.1", "port", strconv.Itoa(pg.port), "load_balance_hosts", "round-robin")
+	expect(t, rowOf(t, operator, "SHOW DATABASES", "name", "two"), "host", fmt.Sprintf("127.0.0.1,127.0.0.1:%d", pg.port), "port", strconv.Itoa(door.port), "load_balance_hosts", "disable")
+	expect(t, rowOf(t, operator, "SHOW DATABASES", "name", "one"), "host", "127.0.0.1", "port", strconv.Itoa(pg.port), "load_balance_hosts", "")
+	expect(t, rowOf(t, operator, "SHOW SERVERS", "database", "postgres"), "port", strconv.Itoa(pg.port))
+	if row := rowOf(t, operator, "SHOW DNS_HOSTS", "hostname", "localhost"); !strings.Contains(row["addrs"], "127.0.0.1") {
+		t.Errorf("%v", row)
 	}
 }

@@ -112,7 +112,11 @@ type rule struct {
 }
 
 func newRule(cfg *config.Pooler, db config.Database, inherited string) rule {
-	return rule{attrs: first(db.TargetSessionAttrs, inherited, "any"), inherited: inherited, balance: first(db.LoadBalanceHosts, cfg.LoadBalanceHosts) == "round-robin",
+	turns := "disable" // who names hosts in postgres.dsn means what libpq does with them
+	if db.Host != "" {
+		turns = cfg.LoadBalanceHosts
+	}
+	return rule{attrs: first(db.TargetSessionAttrs, inherited, "any"), inherited: inherited, balance: first(db.LoadBalanceHosts, turns) == "round-robin",
 		lagMax: first(db.MaxReplicaLag, cfg.MaxReplicaLag).D(), interval: cfg.HostPollInterval.D()}
 }
 
