@@ -66,6 +66,10 @@ type Pooler struct {
 	ServerLifetimeJitter     int      `yaml:"server_lifetime_jitter"`
 	ServerConnectRate        int      `yaml:"server_connect_rate"`
 	StatsPeriod              Duration `yaml:"stats_period"`
+	LoadBalanceHosts         string   `yaml:"load_balance_hosts"`
+	MaxReplicaLag            Duration `yaml:"max_replica_lag"`
+	HostPollInterval         Duration `yaml:"host_poll_interval"`
+	DNSMaxTTL                Duration `yaml:"dns_max_ttl"`
 
 	ServerResetTimeout          Duration `yaml:"server_reset_timeout"`
 	ClientWriteTimeout          Duration `yaml:"client_write_timeout"`
@@ -123,8 +127,8 @@ type Pooler struct {
 // Database says which server a database name of the clients stands for. The name "*" stands for all that are not listed.
 // An empty field is taken from postgres.dsn; an empty DBName is the client's own database name, an empty User the client's.
 type Database struct {
-	Host     string `yaml:"host"`
-	Port     int    `yaml:"port"`
+	Host     string `yaml:"host"` // one, or several with commas: see Hosts
+	Port     string `yaml:"port"` // likewise
 	DBName   string `yaml:"dbname"`
 	User     string `yaml:"user"`
 	Password Secret `yaml:"password"`
@@ -139,6 +143,10 @@ type Database struct {
 	MaxDBConnections       int      `yaml:"max_db_connections"`
 	MaxDBClientConnections int      `yaml:"max_db_client_connections"`
 	ServerLifetime         Duration `yaml:"server_lifetime"`
+
+	TargetSessionAttrs string   `yaml:"target_session_attrs"`
+	LoadBalanceHosts   string   `yaml:"load_balance_hosts"`
+	MaxReplicaLag      Duration `yaml:"max_replica_lag"`
 }
 
 // User is one who may log in: Password is the plain text, or an MD5 or SCRAM-SHA-256 secret as pg_authid.rolpassword holds it.

@@ -146,6 +146,10 @@ func validate(cfg *Config) []Problem {
 		check(address == "" || isAddress(address), key, fmt.Sprintf("%q is no host:port", address))
 	}
 	problems = append(problems, validateLogin(cfg.Pooler)...)
+	for name, db := range cfg.Pooler.Databases {
+		_, err := db.Hosts()
+		check(err == nil, "pooler.databases."+name+".host", fmt.Sprint(err))
+	}
 	check(cfg.Verify.Directory == "" || strings.HasPrefix(cfg.Verify.Directory, "/"), "verify.directory", "must be an absolute path")
 	if zone := cfg.Restore.TimeZone; zone != "" {
 		_, err := time.LoadLocation(zone)

@@ -5,6 +5,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -60,11 +61,11 @@ func TestDatabasesAreRenamed(t *testing.T) {
 	mustQuery(t, connect(t, pg.dsn("")), "drop role if exists forced; create role forced login")
 	r := start(t, pg, func(cfg *config.Config) {
 		cfg.Pooler.Databases = map[string]config.Database{
-			"app":     {DBName: "postgres", User: "forced", Host: "127.0.0.1", Port: pg.port, PoolSize: 1},
+			"app":     {DBName: "postgres", User: "forced", Host: "127.0.0.1", Port: strconv.Itoa(pg.port), PoolSize: 1},
 			"session": {DBName: "postgres", PoolMode: "session"},
 		}
 		cfg.Postgres.DSN = "host=127.0.0.1 port=1 sslmode=disable"
-		cfg.Pooler.Databases["session"] = config.Database{DBName: "postgres", PoolMode: "session", Host: "127.0.0.1", Port: pg.port}
+		cfg.Pooler.Databases["session"] = config.Database{DBName: "postgres", PoolMode: "session", Host: "127.0.0.1", Port: strconv.Itoa(pg.port)}
 	})
 	conn := connect(t, r.dsn("dbname=app"))
 	if got := mustQuery(t, conn, "select current_user || ' in ' || current_database()"); got != "forced in postgres" {

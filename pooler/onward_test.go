@@ -271,7 +271,7 @@ func TestCVE20266665And20266666MaliciousServers(t *testing.T) {
 	}
 	databases := map[string]config.Database{"postgres": {}}
 	for name, messages := range servers {
-		databases[name] = config.Database{Host: "127.0.0.1", Port: hostileServer(t, messages...)}
+		databases[name] = config.Database{Host: "127.0.0.1", Port: strconv.Itoa(hostileServer(t, messages...))}
 	}
 	r := start(t, pg, func(cfg *config.Config) {
 		cfg.Pooler.Databases, cfg.Pooler.ServerConnectTimeout = databases, config.Duration(2e9)

@@ -5,6 +5,7 @@ import (
 	"math"
 	"runtime"
 	"slices"
+	"strings"
 	"time"
 	"unsafe"
 
@@ -19,7 +20,7 @@ var shows = map[string]func(*Pooler) [][]any{
 	"CLIENTS":        showClients,
 	"CONFIG":         showConfig,
 	"DATABASES":      showDatabases,
-	"DNS_HOSTS":      showNothing, // names are looked up by the system at each connect
+	"DNS_HOSTS":      showNames,
 	"DNS_ZONES":      showNothing,
 	"LISTS":          showLists,
 	"MEM":            showMemory,
@@ -95,10 +96,10 @@ func showDatabases(p *Pooler) (rows [][]any) {
 				servers += one.Active + one.Idle + one.Used + one.Cleaning + one.Connecting
 			}
 		}
-		var host any
+		var host, balance any
 		port := 0
-		if address, err := p.pools.Address(name); err == nil {
-			host, port = address.Host, address.Port
+		if hosts, turns, err := p.pools.Hosts(name); err == nil {
+			host, port, balance = hostList(hosts), hosts[0].Port, balancing(len(hosts), turns)
 		}
 		dbname := db.DBName
 		if dbname == "" {
@@ -110,10 +111,44 @@ func showDatabases(p *Pooler) (rows [][]any) {
 		}
 		paused, disabled := p.pools.Paused(name)
 		rows = append(rows, []any{name, host, port, dbname, text(db.User), either(db.PoolSize, cfg.DefaultPoolSize), either(db.MinPoolSize, cfg.MinPoolSize),
-			either(db.ReservePoolSize, cfg.ReservePoolSize), int(lifetime.D().Seconds()), text(db.PoolMode), nil, either(db.MaxDBConnections, cfg.MaxDBConnections), servers,
+			either(db.ReservePoolSize, cfg.ReservePoolSize), int(lifetime.D().Seconds()), text(db.PoolMode), balance, either(db.MaxDBConnections, cfg.MaxDBConnections), servers,
 			either(db.MaxDBClientConnections, cfg.MaxDBClientConnections), clients[name], boolInt(paused), boolInt(disabled)})
 	}
 	return append(rows, []any{admin.Database, nil, 0, admin.Database, admin.Database, 0, 0, 0, 0, "statement", nil, 0, 0, 0, len(p.operators()), 0, 0})
+}
+
+// hostList is hosts as they may be configured; the port is told where it is not that of the first.
+func hostList(hosts []pool.Address) string {
+	var list []string
+	for _, one := range hosts {
+		if one.Port == hosts[0].Port {
+			list = append(list, one.Host)
+		} else {
+			list = append(list, one.String())
+		}
+	}
+	return strings.Join(list, ",")
+}
+
+// balancing is load_balance_hosts where there are several hosts.
+func balancing(hosts int, turns bool) any {
+	switch {
+	case hosts < 2:
+		return nil
+	case turns:
+		return "round-robin"
+	}
+	return "disable"
+}
+
+// showNames tells what the names of hosts stood for when they were looked up last.
+func showNames(p *Pooler) (rows [][]any) {
+	ttl := p.now().DNSMaxTTL.D()
+	for _, one := range p.pools.Names() {
+		left := max(ttl-time.Since(one.Asked), 0)
+		rows = append(rows, []any{one.Host, int(left.Seconds()), strings.Join(one.Addresses, ",")})
+	}
+	return rows
 }
 
 func showUsers(p *Pooler) (rows [][]any) {
@@ -167,7 +202,7 @@ func showLists(p *Pooler) [][]any {
 	return [][]any{
 		{"databases", len(databaseNames(p.now(), st.Pools)) + 1}, {"users", len(showUsers(p))}, {"peers", 0}, {"pools", len(st.Pools) + 1}, {"peer_pools", 0},
 		{"free_clients", 0}, {"used_clients", st.Clients + len(p.operators())}, {"login_clients", st.ClientsLogin}, {"free_servers", 0}, {"used_servers", servers},
-		{"dns_names", 0}, {"dns_zones", 0}, {"dns_queries", 0}, {"dns_pending", 0},
+		{"dns_names", len(p.pools.Names())}, {"dns_zones", 0}, {"dns_queries", 0}, {"dns_pending", 0},
 	}
 }
 

@@ -128,11 +128,7 @@ func (s *Set) connectAsking(ctx context.Context, key Key) (one *asking, fresh bo
 	if err != nil {
 		return nil, false, err
 	}
-	login, done := context.WithTimeout(ctx, s.now().ServerConnectTimeout.D())
-	defer done()
-	cfg := dial.prepare()
-	cfg.RuntimeParams["application_name"] = "pitr auth_query"
-	conn, err := pgconn.ConnectConfig(login, cfg)
+	conn, _, err := s.reach(ctx, dial, 0, func(cfg *pgconn.Config) { cfg.RuntimeParams["application_name"] = "pitr auth_query" })
 	if err != nil {
 		return nil, false, err
 	}

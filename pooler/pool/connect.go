@@ -5,9 +5,11 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"io"
 	"net"
+	"path"
 	"slices"
-	"strconv"
+	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgconn"
@@ -22,6 +24,7 @@ type ConnectError struct {
 	Code       string
 	Cause      error
 	NoPassword bool // we had none to give
+	waits      bool // clients wait until it is over
 }
 
 func (e *ConnectError) Error() string { return "connect to the server: " + e.Cause.Error() }
@@ -40,6 +43,10 @@ func (e *ConnectError) Reason() string {
 	var proof proofError
 	if errors.As(e.Cause, &proof) {
 		return "server login failed: " + proof.Error()
+	}
+	var none unfitError
+	if errors.As(e.Cause, &none) {
+		return none.Error()
 	}
 	return "server is not reachable"
 }
@@ -60,8 +67,9 @@ func connectError(err error) *ConnectError {
 
 // dialer knows where and as whom to log in.
 type dialer struct {
-	config      *pgconn.Config
-	credentials Credentials // where config has no password
+	targets     []target // hosts, in the order in which they are written; never empty
+	rule        rule
+	credentials Credentials // where configs have no password
 	bound       func(*x509.Certificate) []byte
 }
 
@@ -76,12 +84,55 @@ func (s *Set) dialerOf(settings *config.Pooler, db config.Database, key Key, kno
 	if err != nil {
 		return dialer{}, err
 	}
-	if db.Host != "" || db.Port != 0 {
-		moveTo(cfg, db.Host, uint16(db.Port))
-	}
-	if err := encryptionOf(*settings).apply(cfg); err != nil {
+	d := dialer{rule: newRule(settings, db, attrsOf(cfg)), credentials: known, bound: s.driver.Binding}
+	cfg.ValidateConnect = nil // that is ours
+	configs, err := spread(cfg, db)
+	if err != nil {
 		return dialer{}, err
 	}
+	for _, cfg := range configs {
+		if err := encryptionOf(*settings).apply(cfg); err != nil {
+			return dialer{}, err
+		}
+		s.fill(cfg, db, key, known)
+		d.targets = append(d.targets, target{Address{cfg.Host, int(cfg.Port)}, cfg})
+	}
+	return d, nil
+}
+
+// spread returns one configuration for each host of a database.
+func spread(cfg *pgconn.Config, db config.Database) (list []*pgconn.Config, err error) {
+	hosts, err := db.Hosts()
+	if err != nil {
+		return nil, err
+	}
+	if len(hosts) > 0 && hosts[0].Name != "" {
+		for _, to := range hosts {
+			one := cfg.Copy()
+			moveTo(one, to.Name, to.Port)
+			list = append(list, one)
+		}
+		return list, nil
+	}
+	for {
+		one, rest := cfg.Copy(), cfg.Copy()
+		moveTo(one, "", 0)
+		if len(hosts) > 0 {
+			moveTo(one, "", hosts[0].Port)
+		}
+		list = append(list, one)
+		rest.Fallbacks = slices.DeleteFunc(rest.Fallbacks, func(f *pgconn.FallbackConfig) bool { return f.Host == cfg.Host && f.Port == cfg.Port })
+		if len(rest.Fallbacks) == 0 {
+			return list, nil
+		}
+		next := rest.Fallbacks[0]
+		rest.Host, rest.Port, rest.TLSConfig, rest.Fallbacks = next.Host, next.Port, next.TLSConfig, rest.Fallbacks[1:]
+		cfg = rest
+	}
+}
+
+// fill completes how a host is logged in to.
+func (s *Set) fill(cfg *pgconn.Config, db config.Database, key Key, known Credentials) {
 	switch {
 	case db.Password != "":
 		cfg.Password = db.Password.Reveal()
@@ -101,12 +152,12 @@ func (s *Set) dialerOf(settings *config.Pooler, db config.Database, key Key, kno
 	if s.driver.Dial != nil {
 		cfg.DialFunc = s.driver.Dial
 	}
-	return dialer{config: cfg, credentials: known, bound: s.driver.Binding}, nil
+	cfg.LookupFunc = s.lookup
 }
 
-// prepare returns how the next connection is made.
-func (d dialer) prepare() *pgconn.Config {
-	cfg := d.config.Copy()
+// prepare returns how the next connection to a host is made.
+func (d dialer) prepare(t target) *pgconn.Config {
+	cfg := t.config.Copy()
 	if cfg.Password == "" {
 		cfg.Password = d.credentials.Password
 	}
@@ -124,7 +175,7 @@ func (d dialer) prepare() *pgconn.Config {
 
 // knowsNothing reports whether there is nothing to answer a question for a password with.
 func (d dialer) knowsNothing() bool {
-	return d.config != nil && d.config.Password == "" && d.credentials.empty()
+	return len(d.targets) > 0 && d.targets[0].config.Password == "" && d.credentials.empty()
 }
 
 // messageLenMax bounds what a server may send at once during a login, to auth_query and to a Listener.
@@ -152,35 +203,46 @@ func moveTo(cfg *pgconn.Config, host string, port uint16) {
 		cfg.TLSConfig.ServerName = host
 	}
 	cfg.Host, cfg.Port = host, port
+	if path.IsAbs(host) || strings.HasPrefix(host, "@") { // a Unix socket, over which Postgres does not encrypt
+		cfg.TLSConfig, cfg.Fallbacks = nil, nil
+	}
 }
 
-func (d dialer) connect(ctx context.Context, timeout time.Duration) (*pgconn.PgConn, *pgconn.HijackedConn, error) {
-	ctx, cancel := context.WithTimeout(ctx, timeout)
-	defer cancel()
-	conn, err := pgconn.ConnectConfig(ctx, d.prepare())
+// login is a connection that has logged in, taken from pgconn.
+type login struct {
+	*pgconn.HijackedConn
+	origin *pgconn.PgConn
+	at     Address
+}
+
+// connect logs in to a host that suits. turn says with which to begin where they take turns.
+func (s *Set) connect(ctx context.Context, d dialer, turn uint64) (*login, error) {
+	conn, at, err := s.reach(ctx, d, turn, nil)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
+	ctx, done := context.WithTimeout(ctx, s.now().ServerConnectTimeout.D())
+	defer done()
 	// If a write of the login has taken long, pgconn has begun to read in the background, and would get the next answer instead of us.
 	if err := conn.SyncConn(ctx); err != nil {
-		return nil, nil, errors.Join(err, conn.Close(ctx))
+		return nil, errors.Join(err, conn.Close(ctx))
 	}
 	hijacked, err := conn.Hijack()
 	if err != nil {
-		return nil, nil, errors.Join(err, conn.Close(ctx))
+		return nil, errors.Join(err, conn.Close(ctx))
 	}
 	if hijacked.Frontend.ReadBufferLen() != 0 || hijacked.TxStatus != pgwire.Idle {
-		return nil, nil, errors.Join(errors.New("the server sent more than a login's answer"), hijacked.Conn.Close())
+		return nil, errors.Join(errors.New("the server sent more than a login's answer"), hijacked.Conn.Close())
 	}
 	if proven, wrapped := hijacked.Conn.(*prover); wrapped {
 		if hijacked.Conn = proven.Conn; len(proven.in) > 0 || !proven.over {
-			return nil, nil, errors.Join(errors.New("the server's login did not come to its end"), hijacked.Conn.Close())
+			return nil, errors.Join(errors.New("the server's login did not come to its end"), hijacked.Conn.Close())
 		}
 	}
 	if err := hijacked.Conn.SetDeadline(time.Time{}); err != nil {
-		return nil, nil, errors.Join(err, hijacked.Conn.Close())
+		return nil, errors.Join(err, hijacked.Conn.Close())
 	}
-	return conn, hijacked, nil
+	return &login{hijacked, conn, at}, nil
 }
 
 // backoffMin is the pause after the first failed login; it doubles up to server_login_retry, or to busyBackoffMax where it is only a matter of time.
@@ -189,26 +251,42 @@ const (
 	busyBackoffMax = time.Second
 )
 
-// busy reports whether Postgres has said that it will let us in later: ERRCODE_CANNOT_CONNECT_NOW, while it starts, stops or recovers, or
-// ERRCODE_TOO_MANY_CONNECTIONS (src/backend/utils/errcodes.txt). Clients then wait on.
-func (e *ConnectError) busy() bool { return e != nil && (e.Code == "57P03" || e.Code == "53300") }
+// busy reports whether it is only a matter of time until we are let in. Postgres says so by ERRCODE_CANNOT_CONNECT_NOW, while it starts, stops or recovers,
+// ERRCODE_TOO_MANY_CONNECTIONS, and by ERRCODE_ADMIN_SHUTDOWN and ERRCODE_CRASH_SHUTDOWN to who is about to log in (src/backend/utils/errcodes.txt). Clients then wait on. They do, too, for a
+// server that cannot be reached but was reached before.
+func (e *ConnectError) busy() bool {
+	return e != nil && (e.waits || e.Code == "57P03" || e.Code == "53300" || e.Code == "57P01" || e.Code == "57P02")
+}
+
+// endOfStream reports whether the other side has closed a connection.
+func endOfStream(err error) bool {
+	return errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF)
+}
 
 // address is what connects are counted by: see Set.pace.
 func (d dialer) address() string {
-	if d.config == nil {
+	if len(d.targets) == 0 {
 		return ""
 	}
-	return net.JoinHostPort(d.config.Host, strconv.Itoa(int(d.config.Port)))
+	return d.targets[0].String()
 }
 
-func (p *Pool) connectOne(dial dialer, moves int) {
+// attempt is a connect that is to be made.
+type attempt struct {
+	dial  dialer
+	moves int
+	turn  uint64
+}
+
+// connectOne makes a connection, unless ctx ends: then the hosts have changed, and others make it.
+func (p *Pool) connectOne(ctx context.Context, a attempt) {
 	begin := time.Now()
-	origin, hijacked, err := dial.connect(p.set.ctx, p.set.now().ServerConnectTimeout.D())
+	in, err := p.set.connect(ctx, a.dial, a.turn)
 	var server *Server
 	if err == nil {
-		server = &Server{State: session.NewServer(hijacked.ParameterStatuses), pool: p, origin: origin, born: time.Now()}
+		server = &Server{State: session.NewServer(in.ParameterStatuses), pool: p, origin: in.origin, at: in.at, remote: in.Conn.RemoteAddr(), born: time.Now()}
 		p.connects.observe(1, server.born.Sub(begin))
-		server.wire, err = p.set.driver.Attach(server, hijacked.Conn)
+		server.wire, err = p.set.driver.Attach(server, in.Conn)
 	}
 	p.mu.Lock()
 	p.connecting--
@@ -216,16 +294,25 @@ func (p *Pool) connectOne(dial dialer, moves int) {
 		p.perDatabase.give()
 		p.perUser.give()
 		p.freed()
-		p.connectFailed(err, begin)
+		switch {
+		case ctx.Err() == nil:
+			p.connectFailed(err, begin)
+		case p.set.ctx.Err() == nil:
+			p.launch(time.Now())
+		}
 		p.mu.Unlock()
 		return
 	}
 	if span := p.limits.lifespan(); span > 0 {
 		server.dies = server.born.Add(span)
 	}
-	if p.moves != moves {
+	switch {
+	case p.moves != a.moves:
 		server.leaves = becauseMoved
+	case p.dial.watched() && misplaced(p.dial, p.set.hosts.judge(p.dial, time.Now()), server.at):
+		server.leaves = becauseUnfit
 	}
+	p.proven = true
 	p.servers[server] = struct{}{} // from now on it may be lost
 	p.counters.Connects++
 	p.mu.Unlock()
@@ -251,11 +338,14 @@ func (p *Pool) connectFailed(err error, begin time.Time) {
 	}
 	p.lastErr = connectError(err)
 	p.lastErr.NoPassword = p.dial.knowsNothing()
+	p.lastErr.waits = passes(err) && p.set.hosts.everReached(p.dial.targets)
 	// Nothing is launched before retryAt: what fails until then was on its way together with what has failed already, and says no more.
 	if now := time.Now(); !now.Before(p.retryAt) {
 		pause := min(backoffMin<<min(p.failures, 20), p.set.now().ServerLoginRetry.D())
 		if p.lastErr.busy() {
 			pause = min(pause, busyBackoffMax)
+			p.starved = true // the janitor comes when the pause is over
+			time.AfterFunc(pause, p.set.nudge)
 		}
 		p.failures++
 		p.retryAt = now.Add(pause)

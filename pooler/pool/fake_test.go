@@ -21,6 +21,7 @@ import (
 type postgres struct {
 	mu       sync.Mutex
 	refuses  bool
+	refusal  error       // of connects
 	code     string      // it refuses logins with this SQLSTATE
 	late     bool        // it takes a while to refuse
 	hangs    bool        // in DISCARD ALL
@@ -42,6 +43,9 @@ func (f *postgres) dial(context.Context, string, string) (net.Conn, error) {
 	}
 	if f.refuses {
 		return nil, errors.New("the fake refuses")
+	}
+	if f.refusal != nil {
+		return nil, f.refusal
 	}
 	near, far := net.Pipe()
 	f.backends = append(f.backends, far)

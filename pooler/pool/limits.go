@@ -132,8 +132,9 @@ func (p *Pool) launch(now time.Time) {
 		}
 		p.connecting++
 		p.starved = false
-		dial, moves := p.dial, p.moves
-		p.set.work.Go(func() { p.connectOne(dial, moves) })
+		ctx, next := p.attempts, attempt{p.dial, p.moves, p.turn}
+		p.turn++
+		p.set.work.Go(func() { p.connectOne(ctx, next) })
 	}
 }
 

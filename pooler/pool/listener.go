@@ -31,6 +31,7 @@ type Listener struct {
 	waiters []waiting
 	wake    context.CancelFunc // ends the present wait for notifications
 	cut     context.CancelFunc // ends the present connection
+	at      Address            // where that is
 	running bool
 }
 
@@ -57,6 +58,15 @@ func (l *Listener) restart() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.cut()
+}
+
+// leave makes the connection anew if it is where it should not be.
+func (l *Listener) leave(misplaced func(Address) bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if misplaced(l.at) {
+		l.cut()
+	}
 }
 
 // Want says which channels are wanted from now on. tell is called, by anybody, once they are listened to or that has failed.
@@ -113,18 +123,20 @@ func (l *Listener) listen(ctx context.Context) error {
 	l.cut = cut
 	l.mu.Unlock()
 	l.pool.mu.Lock()
-	config := l.pool.dial.prepare()
+	dial := l.pool.dial
 	l.pool.mu.Unlock()
-	config.OnNotification = func(_ *pgconn.PgConn, n *pgconn.Notification) {
-		l.deliver(Notification{Process: n.PID, Channel: n.Channel, Payload: n.Payload})
-	}
-	config.RuntimeParams["application_name"] = "pitr listen"
-	login, done := context.WithTimeout(ctx, l.pool.set.now().ServerConnectTimeout.D())
-	conn, err := pgconn.ConnectConfig(login, config)
-	done()
+	conn, at, err := l.pool.set.reach(ctx, dial, 0, func(config *pgconn.Config) {
+		config.OnNotification = func(_ *pgconn.PgConn, n *pgconn.Notification) {
+			l.deliver(Notification{Process: n.PID, Channel: n.Channel, Payload: n.Payload})
+		}
+		config.RuntimeParams["application_name"] = "pitr listen"
+	})
 	if err != nil {
 		return err
 	}
+	l.mu.Lock()
+	l.at = at
+	l.mu.Unlock()
 	defer func() {
 		farewell, done := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
 		_ = conn.Close(farewell) // there is nothing more to be had from it

@@ -4,6 +4,7 @@
 package pool
 
 import (
+	"context"
 	"fmt"
 	"log/slog"
 	"slices"
@@ -33,8 +34,13 @@ type Pool struct {
 	mu         sync.Mutex
 	limits     limits
 	dial       dialer
-	moves      int  // counts changes of dial
-	starved    bool // see starve
+	moves      int                // counts changes of dial
+	turn       uint64             // counts connects: hosts take turns
+	fits       []fit              // how the hosts suited when that was last looked at
+	proven     bool               // dial has let us in
+	attempts   context.Context    // of the connects that are on their way; ends with abandon
+	abandon    context.CancelFunc // ends them: see giveUp
+	starved    bool               // see starve
 	servers    map[*Server]struct{}
 	idle       []*Server // the last one is given first
 	used       []*Server // idle too, but for so long that they are tested first
@@ -138,6 +144,12 @@ const (
 	becauseEvicted = "evicted"
 	becausePaused  = "pause"
 	becauseEnd     = "shutdown"
+)
+
+// And two that PgBouncer has no words for.
+const (
+	becauseUnfit   = "the server is not fit for target_session_attrs or max_replica_lag any more"
+	becauseRenamed = "the server's name has another address"
 )
 
 // broken says why a server that its owner gives back cannot be used again. The caller holds mu.

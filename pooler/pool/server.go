@@ -3,6 +3,7 @@ package pool
 import (
 	"context"
 	"errors"
+	"net"
 	"sync"
 	"time"
 
@@ -53,6 +54,8 @@ type Server struct {
 	pool   *Pool
 	wire   Wire
 	origin *pgconn.PgConn // hijacked; knows how to send a cancel
+	at     Address        // as it is configured
+	remote net.Addr
 	born   time.Time
 	dies   time.Time // it is closed when it is next given back; zero: never
 

@@ -36,6 +36,8 @@ type Set struct {
 	stop      context.CancelFunc
 	work      sync.WaitGroup
 	pace      pace
+	hosts     hosts
+	names     names
 	nudged    chan struct{} // the janitor has something to do
 
 	databaseHits, userHits atomic.Uint64
@@ -70,6 +72,8 @@ type Driver struct {
 	Dial pgconn.DialFunc
 	// Binding returns the channel binding tls-server-end-point of a server's certificate, nil if it has none; nil means that there is none at all.
 	Binding func(*x509.Certificate) []byte
+	// Resolve looks up the name of a host; nil is the usual way.
+	Resolve pgconn.LookupFunc
 	// Attach takes a connection over that has logged in, even if there is an error. It is driven once Wire.Start is called.
 	Attach func(server *Server, conn net.Conn) (Wire, error)
 }
@@ -83,7 +87,10 @@ func NewSet(cfg config.Pooler, dsn config.DSN, passwords func(user string) Crede
 	s.pace.wake = s.nudge
 	s.pace.setRate(cfg.ServerConnectRate)
 	s.asker.slots = make(chan struct{}, max(cfg.Auth.QueryConnections, 1))
+	s.names.known = map[string]Name{}
 	s.work.Go(s.janitor)
+	s.work.Go(s.watch)
+	s.work.Go(s.follow)
 	return s
 }
 
@@ -103,6 +110,7 @@ func (p *Pool) close() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.closed = true
+	p.abandon()
 	for now := time.Now(); p.waiters.n > 0; {
 		p.settle(p.waiters.first, now, nil, ErrClosed)
 	}
@@ -167,6 +175,7 @@ func (s *Set) open(key Key, db config.Database) (*Pool, error) {
 	}
 	p := &Pool{key: key, set: s, limits: newLimits(cfg, db, cfg.Users[key.User]), dial: dial, log: s.log, servers: map[*Server]struct{}{},
 		welcomes: map[string][]pgwire.Param{}, paused: s.paused(key.Database), perDatabase: quotaOf(s.databases, key.Database), perUser: quotaOf(s.users, key.User)}
+	p.giveUp()
 	s.pools[key] = p
 	return p, nil
 }
@@ -195,11 +204,11 @@ func (s *Set) Ready(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	_, hijacked, err := dial.connect(ctx, s.now().ServerConnectTimeout.D())
+	in, err := s.connect(ctx, dial, 0)
 	if err != nil {
 		return fmt.Errorf("log in to the server: %w", err)
 	}
-	return hijacked.Conn.Close()
+	return in.Conn.Close()
 }
 
 // probeDialer logs in as a configured database says that has a user of its own, else as postgres.dsn says.
@@ -217,7 +226,9 @@ func (s *Set) probeDialer() (dialer, error) {
 	if err != nil {
 		return dialer{}, err
 	}
-	dial.config.User, dial.config.Password, dial.config.Database = plain.User, plain.Password, plain.Database
+	for _, t := range dial.targets {
+		t.config.User, t.config.Password, t.config.Database = plain.User, plain.Password, plain.Database
+	}
 	return dial, nil
 }
 
@@ -371,6 +382,7 @@ func (p *Pool) sweep(now time.Time) (useless bool) {
 		return false
 	}
 	p.closed = true
+	p.abandon()
 	return true
 }
 

@@ -172,7 +172,7 @@ func (s *Set) Reload(cfg config.Pooler) error {
 		}
 		before, after = s.moved(key.Database, before), s.moved(key.Database, after)
 		if before.Host == after.Host && before.Port == after.Port && before.DBName == after.DBName && before.Password == after.Password {
-			continue
+			continue // but another rule may hold for its hosts
 		}
 		dial, err := s.dialerOf(&cfg, after, key, s.passwords(key.User))
 		if err != nil {
@@ -186,10 +186,14 @@ func (s *Set) Reload(cfg config.Pooler) error {
 		s.pace.setRate(cfg.ServerConnectRate)
 	}
 	for key, p := range s.pools {
+		db, _ := databaseOf(&cfg, key.Database)
 		if dial, moved := dials[p]; moved {
 			p.redirect(dial)
+		} else {
+			p.mu.Lock()
+			p.dial.rule = newRule(&cfg, db, p.dial.rule.inherited)
+			p.mu.Unlock()
 		}
-		db, _ := databaseOf(&cfg, key.Database)
 		p.adjust(newLimits(&cfg, db, cfg.Users[key.User]))
 	}
 	s.nudge()
@@ -231,7 +235,7 @@ func (s *Set) Move(database string, to Address) (from Address, err error) {
 	if err != nil {
 		return Address{}, err
 	}
-	from = Address{before.config.Host, int(before.config.Port)}
+	from = before.targets[0].Address
 	now.moved = &to
 	s.steered[database] = now
 	s.work.Go(s.asker.forget)
@@ -245,22 +249,27 @@ func (s *Set) Move(database string, to Address) (from Address, err error) {
 	return from, nil
 }
 
-// Address returns where the servers of a database are now.
-func (s *Set) Address(database string) (Address, error) {
+// Hosts returns where the servers of a database are now, and whether they take turns.
+func (s *Set) Hosts(database string) (list []Address, balance bool, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	db, _ := s.Database(database)
 	dial, err := s.newDialer(s.moved(database, db), Key{Database: database}, Credentials{})
 	if err != nil {
-		return Address{}, err
+		return nil, false, err
 	}
-	return Address{dial.config.Host, int(dial.config.Port)}, nil
+	for _, t := range dial.targets {
+		list = append(list, t.Address)
+	}
+	return list, dial.rule.balance, nil
 }
 
 // moved is a database's entry with the address that an operator has given it. The caller holds mu.
 func (s *Set) moved(database string, db config.Database) config.Database {
 	if to := s.steered[database].moved; to != nil {
-		db.Host, db.Port = to.Host, to.Port
+		if db.Host, db.Port = to.Host, ""; to.Port != 0 {
+			db.Port = strconv.Itoa(to.Port)
+		}
 	}
 	return db
 }
@@ -321,6 +330,8 @@ func (p *Pool) redirect(dial dialer) {
 	p.moves++
 	p.renew(becauseMoved)
 	p.failures, p.retryAt, p.lastErr = 0, time.Time{}, nil
+	p.proven, p.fits = false, nil
+	p.giveUp()
 	clear(p.welcomes)
 	p.baseline = nil
 	for _, l := range p.listeners {

@@ -39,12 +39,12 @@ func TestAPauseWaitsForWhoHasAServerAndHoldsBackTheOthers(t *testing.T) {
 		}
 		synctest.Wait()
 		late.must(t)
-		if at := w.pool.dial.config; at.Host != "127.0.0.2" || at.Port != 6000 {
+		if at := w.pool.dial.targets[0].config; at.Host != "127.0.0.2" || at.Port != 6000 {
 			t.Errorf("it connects to %s:%d", at.Host, at.Port)
 		}
 		other, err := w.set.Get("d", "another")
-		if err != nil || other.dial.config.Port != 6000 {
-			t.Errorf("a pool that is new connects to port %d: %v", other.dial.config.Port, err)
+		if err != nil || other.dial.targets[0].config.Port != 6000 {
+			t.Errorf("a pool that is new connects to port %d: %v", other.dial.targets[0].config.Port, err)
 		}
 	})
 }
