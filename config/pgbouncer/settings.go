@@ -159,6 +159,7 @@ var settings = map[string]setting{
 	"stats_period":                {key: "pooler.stats_period", kind: seconds},
 	"transaction_timeout":         {key: "pooler.transaction_timeout", kind: seconds},
 	"application_name_add_host":   {key: "pooler.application_name_add_host", kind: boolean},
+	"dns_max_ttl":                 {key: "pooler.dns_max_ttl", kind: seconds},
 	"disable_pqexec":              {key: "pooler.disable_pqexec", kind: boolean},
 	"log_connections":             {key: "pooler.log_connections", kind: boolean},
 	"log_disconnections":          {key: "pooler.log_disconnections", kind: boolean},
@@ -181,7 +182,6 @@ var settings = map[string]setting{
 	"client_tls13_ciphers":      {note: "Go chooses among the ciphers of TLS 1.3, all of which are secure"},
 	"client_tls_dheparams":      {note: "key exchange is ECDHE"},
 	"client_tls_ecdhcurve":      {note: "Go offers its curves"},
-	"dns_max_ttl":               {note: "a name is resolved for each new connection to a server"},
 	"dns_nxdomain_ttl":          {note: "a name is resolved for each new connection to a server"},
 	"dns_zone_check_period":     {note: "a name is resolved for each new connection to a server"},
 	"ignore_startup_parameters": {note: "every startup parameter is understood: what Postgres knows follows its client"},
@@ -213,7 +213,8 @@ var processSettings = []string{"logfile", "pidfile", "user", "verbose", "job_nam
 // databaseSettings are those of a line of [databases] that have a key of ours, below pooler.databases.NAME.
 var databaseSettings = map[string]setting{
 	"host":                      {key: "host", kind: text},
-	"port":                      {key: "port", kind: number},
+	"port":                      {key: "port", kind: text},
+	"load_balance_hosts":        {key: "load_balance_hosts", kind: text},
 	"dbname":                    {key: "dbname", kind: text},
 	"user":                      {key: "user", kind: text},
 	"password":                  {key: "password", kind: secret},

@@ -188,7 +188,7 @@ func (t *translator) object(e Entry, known map[string]setting) error {
 // complete adds what PgBouncer takes for granted of a database; of the host it knows only at the end, see yaml.
 func (t *translator) complete(database map[string]value) {
 	if _, said := database["port"]; !said {
-		database["port"] = value{"5432", ""}
+		database["port"] = value{`"5432"`, ""}
 	}
 }
 

@@ -91,7 +91,7 @@ func TestAnIniMeansWhatItMeansToPgBouncer(t *testing.T) {
 	translation, cfg := translate(t, `
 [databases]
 app = host=db1 port=5433 dbname=app_production user=app password='it''s $ecret ${HOME} \n' pool_size=7 pool_mode=session server_lifetime=90
-* = host=db2
+* = host=db2,db3 load_balance_hosts=disable
 "odd ""name"": x" = dbname=odd
 [users]
 report = pool_mode=statement max_user_connections=3 query_timeout=1.5
@@ -110,10 +110,10 @@ verbose = 2
 `)
 	p := cfg.Pooler
 	app := p.Databases["app"]
-	if app.Host != "db1" || app.Port != 5433 || app.DBName != "app_production" || app.User != "app" || app.Password.Reveal() != `it's $ecret ${HOME} \n` || app.PoolSize != 7 || app.PoolMode != "session" {
+	if app.Host != "db1" || app.Port != "5433" || app.DBName != "app_production" || app.User != "app" || app.Password.Reveal() != `it's $ecret ${HOME} \n` || app.PoolSize != 7 || app.PoolMode != "session" {
 		t.Errorf("app is %+v with password %q", app, app.Password.Reveal())
 	}
-	if p.Databases["*"].Host != "db2" || p.Databases[`odd "name": x`].DBName != "odd" || len(p.Databases) != 3 {
+	if p.Databases["*"].Host != "db2,db3" || p.Databases["*"].LoadBalanceHosts != "disable" || p.Databases[`odd "name": x`].DBName != "odd" || len(p.Databases) != 3 {
 		t.Errorf("databases are %+v", p.Databases)
 	}
 	if !slices.Equal(p.Listen, []string{"127.0.0.1:6543", "[::1]:6543"}) || p.PoolMode != "transaction" || p.ServerIdleTimeout.D().Milliseconds() != 2500 || !slices.Equal(p.AdminUsers, []string{"alice", "bob"}) {

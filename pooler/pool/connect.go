@@ -67,6 +67,7 @@ func connectError(err error) *ConnectError {
 
 // dialer knows where and as whom to log in.
 type dialer struct {
+	mute        bool     // the server cannot be asked what it is: in physical replication it knows no SQL
 	targets     []target // hosts, in the order in which they are written; never empty
 	rule        rule
 	credentials Credentials // where configs have no password

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"maps"
 	"net"
-	"time"
 
 	"github.com/jackc/pgx/v5/pgconn"
 )
@@ -55,7 +54,15 @@ func (s *Set) Replicate(ctx context.Context, database, user string, shown Creden
 		defer s.mu.Unlock()
 		s.replications--
 	}
-	if conn, err = dial.replicate(ctx, settings.ServerConnectTimeout.D(), params); err != nil {
+	dial.mute = true
+	made, _, err := s.reach(ctx, dial, 0, func(cfg *pgconn.Config) {
+		cfg.DialFunc = (&net.Dialer{}).DialContext // no loop has it
+		cfg.RuntimeParams = maps.Clone(params)
+	})
+	if err == nil {
+		conn, err = made.Hijack()
+	}
+	if err != nil {
 		release()
 		return nil, nil, connectError(err)
 	}
@@ -67,18 +74,4 @@ func (s *Set) Replications() (now int, hits uint64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.replications, s.replicationHits
-}
-
-// replicate makes one connection with the client's own parameters.
-func (d dialer) replicate(ctx context.Context, timeout time.Duration, params map[string]string) (*pgconn.HijackedConn, error) {
-	ctx, cancel := context.WithTimeout(ctx, timeout)
-	defer cancel()
-	cfg := d.prepare()
-	cfg.DialFunc = (&net.Dialer{}).DialContext // no loop has it
-	cfg.RuntimeParams = maps.Clone(params)
-	conn, err := pgconn.ConnectConfig(ctx, cfg)
-	if err != nil {
-		return nil, err
-	}
-	return conn.Hijack()
 }
