@@ -68,6 +68,9 @@ func (l *likePgBouncer) flags(flags *pflag.FlagSet) {
 	flags.BoolP("version", "V", false, "print the version")
 }
 
+// takeoverSuffix is added to the name of the pidfile to make that of the socket over which -R takes the listening sockets of the process that runs.
+const takeoverSuffix = ".takeover"
+
 // daemonEnv marks the process in the background, which tells its maker on descriptor 3 that it listens.
 const daemonEnv = "PITR_DAEMON"
 
@@ -89,17 +92,19 @@ func (l *likePgBouncer) run(ctx context.Context) (err error) {
 	if l.log, err = openLogFile(l.process.LogFile, l.quiet || l.daemon); err != nil {
 		return err
 	}
-	release, err := claimPIDFile(l.process.PIDFile)
-	if err != nil {
-		return err
+	pid := pidFile(l.process.PIDFile)
+	if !l.reboot {
+		if err := pid.free(); err != nil {
+			return err
+		}
 	}
-	defer func() { err = errors.Join(err, release()) }()
+	defer func() { err = errors.Join(err, pid.release()) }()
 	cfg, log, err := l.load()
 	if err != nil {
 		return err
 	}
 	logNotes(log, t)
-	return servePooler(ctx, cfg, log, poolerOptions{load: l.load, listening: tellMaker, signals: l.signals})
+	return servePooler(ctx, cfg, log, poolerOptions{load: l.load, listening: func() error { return errors.Join(pid.write(), tellMaker()) }, signals: l.signals})
 }
 
 // load reads the ini again, and the log's file is opened again: it may have been moved away.
@@ -111,6 +116,11 @@ func (l *likePgBouncer) load() (*config.Config, *slog.Logger, error) {
 	cfg, err := parseINI(l.ini, t)
 	if err != nil {
 		return nil, nil, err
+	}
+	if l.process.PIDFile != "" {
+		if cfg.Pooler.TakeoverSocket, err = filepath.Abs(l.process.PIDFile + takeoverSuffix); err != nil {
+			return nil, nil, err
+		}
 	}
 	if err := l.log.reopen(); err != nil {
 		return nil, nil, err
@@ -286,20 +296,44 @@ func changeUser(name string) error {
 	return errors.Join(syscall.Setgroups(groups), syscall.Setgid(gid), syscall.Setuid(uid))
 }
 
-// claimPIDFile writes our process id. A file of a process that lives is an error.
-func claimPIDFile(path string) (release func() error, err error) {
-	if path == "" {
-		return func() error { return nil }, nil
+// pidFile is the name of the file with our process id; empty: there is none. It is written when clients can connect, so that one who takes another's place and fails leaves that
+// one's as it is.
+type pidFile string
+
+// owner is the process that the file names, zero without one.
+func (f pidFile) owner() int {
+	text, err := os.ReadFile(string(f))
+	if err != nil {
+		return 0
 	}
-	if text, err := os.ReadFile(path); err == nil {
-		if pid, err := strconv.Atoi(strings.TrimSpace(string(text))); err == nil && pid != os.Getpid() && syscall.Kill(pid, 0) != syscall.ESRCH {
-			return nil, fmt.Errorf("%s: process %d runs already", path, pid)
-		}
+	pid, err := strconv.Atoi(strings.TrimSpace(string(text)))
+	if err != nil {
+		return 0
 	}
-	if err := os.WriteFile(path, []byte(strconv.Itoa(os.Getpid())+"\n"), 0o644); err != nil {
-		return nil, err
+	return pid
+}
+
+// free reports whether no process that lives has the file.
+func (f pidFile) free() error {
+	if pid := f.owner(); f != "" && pid > 0 && pid != os.Getpid() && syscall.Kill(pid, 0) != syscall.ESRCH {
+		return fmt.Errorf("%s: process %d runs already", f, pid)
 	}
-	return func() error { return os.Remove(path) }, nil
+	return nil
+}
+
+func (f pidFile) write() error {
+	if f == "" {
+		return nil
+	}
+	return os.WriteFile(string(f), []byte(strconv.Itoa(os.Getpid())+"\n"), 0o644)
+}
+
+// release removes the file, unless a successor has written its own.
+func (f pidFile) release() error {
+	if f == "" || f.owner() != os.Getpid() {
+		return nil
+	}
+	return os.Remove(string(f))
 }
 
 // logFile is the setting logfile, and standard error unless it is to be quiet.

@@ -227,6 +227,52 @@ func TestUnderPgBouncersNameItsOptionsConfigurationAndSignalsWork(t *testing.T) 
 	b.eventually(ctx, "it has ended", func() bool { _, err := os.Stat(b.pidFile); return errors.Is(err, os.ErrNotExist) })
 }
 
+func TestRebootTakesTheSocketsOverAndLosesNobody(t *testing.T) {
+	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
+	defer cancel()
+	b := newBouncer(t)
+	if out, err := b.run(ctx, "-d", b.ini); err != nil {
+		t.Fatalf("-d: %v\n%s", err, out)
+	}
+	first := b.pid()
+	t.Cleanup(func() { _ = syscall.Kill(first, syscall.SIGKILL) })
+	client := b.open(ctx, "postgres")
+	one := func(conn *pgx.Conn) {
+		t.Helper()
+		var n int
+		if err := conn.QueryRow(ctx, "select 1").Scan(&n); err != nil {
+			t.Error(err)
+		}
+	}
+	one(client)
+	if out, err := b.run(ctx, "-d", "-R", b.ini); err != nil {
+		t.Fatalf("-d -R: %v\n%s\n%s", err, out, b.log())
+	}
+	second := b.pid()
+	t.Cleanup(func() { _ = syscall.Kill(second, syscall.SIGKILL) })
+	if second == first {
+		t.Fatal("the process is the same")
+	}
+	one(client) // of the first process
+	other := b.open(ctx, "postgres")
+	one(other)
+	if err := client.Close(ctx); err != nil {
+		t.Error(err)
+	}
+	b.eventually(ctx, "the first process has ended with its last client", func() bool { return syscall.Kill(first, 0) == syscall.ESRCH || zombie(first) })
+	one(other)
+	if got := b.pid(); got != second {
+		t.Errorf("the pidfile names %d, not %d", got, second)
+	}
+}
+
+// zombie reports whether a process has ended and was not waited for: this machine's init takes its time.
+func zombie(pid int) bool {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	_, rest, found := strings.Cut(string(text), ") ")
+	return err == nil && found && strings.HasPrefix(rest, "Z")
+}
+
 func TestWhatPgBouncerRefusesToStartWithIsRefused(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
