@@ -97,6 +97,8 @@ type Pooler struct {
 	AdminUsers []string `yaml:"admin_users"`
 	StatsUsers []string `yaml:"stats_users"`
 
+	PeerID    int                 `yaml:"peer_id"`
+	Peers     map[string]Peer     `yaml:"peers"`
 	Databases map[string]Database `yaml:"databases"`
 	Users     map[string]User     `yaml:"users"`
 	Auth      Auth                `yaml:"auth"`
@@ -121,6 +123,13 @@ type Database struct {
 	MaxDBConnections       int      `yaml:"max_db_connections"`
 	MaxDBClientConnections int      `yaml:"max_db_client_connections"`
 	ServerLifetime         Duration `yaml:"server_lifetime"`
+}
+
+// Peer is another pooler behind the same address, by its peer_id.
+type Peer struct {
+	Host     string `yaml:"host"`
+	Port     int    `yaml:"port"`
+	PoolSize int    `yaml:"pool_size"`
 }
 
 // User is one who may log in: Password is the plain text, or an MD5 or SCRAM-SHA-256 secret as pg_authid.rolpassword holds it.
