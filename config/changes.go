@@ -146,7 +146,7 @@ var (
 func SetPooler(cfg Config, name, text string) (*Config, error) {
 	key := "pooler." + name
 	setting, found := lookup(key)
-	if !found || setting.Key != key || strings.Contains(name, "*") || key == "pooler.databases" || key == "pooler.users" {
+	if !found || setting.Key != key || strings.Contains(name, "*") || key == "pooler.databases" || key == "pooler.users" || key == "pooler.peers" {
 		return nil, fmt.Errorf("%s: %w", name, ErrUnknownSetting)
 	}
 	if !setting.Reload {

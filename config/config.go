@@ -119,6 +119,8 @@ type Pooler struct {
 	AdminUsers []string `yaml:"admin_users"`
 	StatsUsers []string `yaml:"stats_users"`
 
+	PeerID    int                 `yaml:"peer_id"`
+	Peers     map[string]Peer     `yaml:"peers"`
 	Databases map[string]Database `yaml:"databases"`
 	Users     map[string]User     `yaml:"users"`
 	Auth      Auth                `yaml:"auth"`
@@ -147,6 +149,13 @@ type Database struct {
 	TargetSessionAttrs string   `yaml:"target_session_attrs"`
 	LoadBalanceHosts   string   `yaml:"load_balance_hosts"`
 	MaxReplicaLag      Duration `yaml:"max_replica_lag"`
+}
+
+// Peer is another pooler behind the same address, by its peer_id.
+type Peer struct {
+	Host     string `yaml:"host"`
+	Port     int    `yaml:"port"`
+	PoolSize int    `yaml:"pool_size"`
 }
 
 // User is one who may log in: Password is the plain text, or an MD5 or SCRAM-SHA-256 secret as pg_authid.rolpassword holds it.

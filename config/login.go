@@ -29,6 +29,12 @@ func validateLogin(cfg Pooler) []Problem {
 	_, err := strconv.ParseUint(cfg.UnixSocketMode, 8, 9)
 	check(err == nil, "pooler.unix_socket_mode", fmt.Sprintf("%q is no file mode in octal digits", cfg.UnixSocketMode))
 	check(cfg.TakeoverSocket == "" || filepath.IsAbs(cfg.TakeoverSocket) && len(cfg.TakeoverSocket) <= socketPathMax, "pooler.takeover_socket", fmt.Sprintf("must be an absolute path of at most %d bytes", socketPathMax))
+	check(len(cfg.Peers) == 0 || cfg.PeerID > 0, "pooler.peers", "needs pooler.peer_id, which is part of the cancel keys")
+	for name, peer := range cfg.Peers {
+		id, err := strconv.ParseUint(name, 10, 14) // 16383 is the largest
+		check(err == nil && id > 0 && strconv.FormatUint(id, 10) == name, "pooler.peers."+name, fmt.Sprintf("%q is no peer_id, a number from 1 to 16383", name))
+		check(peer.Host != "", "pooler.peers."+name+".host", "is needed")
+	}
 	for _, text := range cfg.ProxyProtocolFrom {
 		_, notNetwork := netip.ParsePrefix(text)
 		_, notAddress := netip.ParseAddr(text)

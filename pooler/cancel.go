@@ -28,6 +28,7 @@ func (p *Pooler) register(version uint32) (*client, error) {
 		return nil, err
 	}
 	p.clients[c.process] = c
+	p.notePublished(c.process)
 	c.worker.clients.Add(1)
 	return c, nil
 }
@@ -36,26 +37,44 @@ func (p *Pooler) unregister(c *client) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	delete(p.clients, c.process)
+	p.forgetPublished(c.process)
 	p.leave(c)
 }
 
 // cancel passes a cancel request on to the server that works for the client that has this key, if one does at this moment. The
 // server is not handed on before Postgres has taken notice, so that no other client's query can be hit. A client that is not ours may be one of the process whose place we took.
-func (p *Pooler) cancel(process uint32, secret []byte) { p.cancelFrom(nil, process, secret) }
+func (p *Pooler) cancel(process uint32, secret []byte) {
+	if !p.forward(process, secret) {
+		p.cancelFrom(nil, process, secret)
+	}
+}
 
 // cancelFrom is cancel for a request that has come over a link, and does not go back there. nil: it has come from a client.
 func (p *Pooler) cancelFrom(link *takeover.Link, process uint32, secret []byte) {
-	p.mu.Lock()
-	c, o := p.clients[process], p.consoles[process]
-	p.mu.Unlock()
-	switch {
-	case c != nil && c.key.opens(secret):
+	switch c, o := p.holder(process, secret); {
+	case c != nil:
 		p.cancelClient(c)
-	case o != nil && o.key.opens(secret):
+	case o != nil:
 		o.console.Interrupt()
 	default:
 		p.cancelElsewhere(link, process, secret)
 	}
+}
+
+// holder returns the client, or the operator, whom a cancel key was given to: one of them, or neither.
+func (p *Pooler) holder(process uint32, secret []byte) (*client, *operator) {
+	secret = p.withoutHops(secret)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, id := range p.published(process) {
+		if c := p.clients[id]; c != nil && c.key.opens(secret) {
+			return c, nil
+		}
+		if o := p.consoles[id]; o != nil && o.key.opens(secret) {
+			return nil, o
+		}
+	}
+	return nil, nil
 }
 
 // cancelElsewhere lets the processes before and behind us deal with a cancel request while a takeover lasts.

@@ -78,7 +78,8 @@ func (p *Pooler) attend(o *operator, version uint32) (err error) {
 	if o.console.Process, o.key, err = p.newKey(version); err != nil {
 		return err
 	}
-	o.console.Secret = o.key.secret()
+	o.console.Published, o.console.Secret = p.publish(o.console.Process), o.key.secret()
+	p.notePublished(o.console.Process)
 	p.consoles[o.console.Process] = o
 	return nil
 }
@@ -87,6 +88,7 @@ func (p *Pooler) dismiss(o *operator) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	delete(p.consoles, o.console.Process)
+	p.forgetPublished(o.console.Process)
 }
 
 // operators are those who have a console now.

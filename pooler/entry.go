@@ -98,7 +98,7 @@ func (c *client) greet(welcome []pgwire.Param) {
 	}
 	out = c.welcomed(out)
 	out = pgwire.AppendHeader(out, 'K', 4+len(c.key.secret())) // BackendKeyData
-	out = binary.BigEndian.AppendUint32(out, c.process)
+	out = binary.BigEndian.AppendUint32(out, c.pooler.publish(c.process))
 	out = append(out, c.key.secret()...)
 	c.write(pgwire.AppendReady(out, pgwire.Idle))
 	c.conn.Resume()

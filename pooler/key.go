@@ -48,5 +48,8 @@ func (p *Pooler) newKey(version uint32) (id uint32, key cancelKey, err error) {
 		return 0, key, fmt.Errorf("random cancel key: %w", err)
 	}
 	key.long = version >= pgwire.Version32
+	if len(p.peers) > 0 {
+		key.random[hopsByte] |= hopsMask
+	}
 	return id, key, nil
 }

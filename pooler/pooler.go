@@ -34,6 +34,7 @@ type Pooler struct {
 	pools     *pool.Set
 	listeners []net.Listener // on which clients come
 	upgrade   upgrade
+	peers     map[uint16]*peer // by peer_id; the one with our own is ourselves
 	workers   []*worker
 	sessions  map[string]*session.Options // by pool mode
 	loops     sync.WaitGroup              // the goroutines of workers
@@ -54,6 +55,7 @@ type Pooler struct {
 	conns    map[net.Conn]struct{}     // those that no worker has yet
 	tallies  tallies
 	consoles map[uint32]*operator
+	alike    map[uint32][]uint32 // with peers: process ids by what is left of them in a cancel key
 	draining bool
 }
 
@@ -66,12 +68,13 @@ func New(cfg config.Config, log *slog.Logger) (*Pooler, error) {
 		return nil, err
 	}
 	p := &Pooler{
-		cfg: cfg.Pooler, log: log, sessions: sessionOptions(cfg.Pooler), clients: map[uint32]*client{}, listens: map[string]*subscriptions{}, conns: map[net.Conn]struct{}{}, consoles: map[uint32]*operator{},
+		cfg: cfg.Pooler, log: log, sessions: sessionOptions(cfg.Pooler), clients: map[uint32]*client{}, listens: map[string]*subscriptions{}, conns: map[net.Conn]struct{}{}, consoles: map[uint32]*operator{}, alike: map[uint32][]uint32{},
 		tallies: tallies{map[string]int{}, map[string]int{}}, halt: make(chan admin.Shutdown, 1),
 		entrance: entrance{max: cfg.Pooler.MaxLoginConnPerAddress, from: map[netip.Addr]int{}},
 		logins:   make(chan struct{}, cfg.Pooler.MaxLoginConn), cancels: make(chan struct{}, cfg.Pooler.MaxCancelRequests),
 		upgrade: upgrade{succeeded: make(chan *takeover.Link, 1)},
 	}
+	p.peers = newPeers(cfg.Pooler)
 	p.live.Store(&cfg)
 	g, err := p.newGate(cfg.Pooler)
 	if err != nil {

@@ -24,8 +24,8 @@ var shows = map[string]func(*Pooler) [][]any{
 	"DNS_ZONES":      showNothing,
 	"LISTS":          showLists,
 	"MEM":            showMemory,
-	"PEERS":          showNothing,
-	"PEER_POOLS":     showNothing,
+	"PEERS":          showPeers,
+	"PEER_POOLS":     showPeerPools,
 	"POOLS":          showPools,
 	"SERVERS":        showServers,
 	"SOCKETS":        showSockets(false),
@@ -200,7 +200,7 @@ func showLists(p *Pooler) [][]any {
 		servers += one.Active + one.Idle + one.Used + one.Cleaning
 	}
 	return [][]any{
-		{"databases", len(databaseNames(p.now(), st.Pools)) + 1}, {"users", len(showUsers(p))}, {"peers", 0}, {"pools", len(st.Pools) + 1}, {"peer_pools", 0},
+		{"databases", len(databaseNames(p.now(), st.Pools)) + 1}, {"users", len(showUsers(p))}, {"peers", len(p.now().Peers)}, {"pools", len(st.Pools) + 1}, {"peer_pools", len(p.now().Peers)},
 		{"free_clients", 0}, {"used_clients", st.Clients + len(p.operators())}, {"login_clients", st.ClientsLogin}, {"free_servers", 0}, {"used_servers", servers},
 		{"dns_names", len(p.pools.Names())}, {"dns_zones", 0}, {"dns_queries", 0}, {"dns_pending", 0},
 	}

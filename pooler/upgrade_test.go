@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"net"
 	"os"
 	"path/filepath"
@@ -206,4 +207,64 @@ func TestCancelRequestsReachEveryPoolerOfATakeover(t *testing.T) {
 		eventually(t, "a pooler without clients ends", func() bool { return poolers[i+1].upgrade.predecessor.Load() == nil })
 		r.stop()
 	}
+}
+
+// TestTakeoverSocketThatIsNoneIsLeftAlone names a file, and a directory that does not exist.
+func TestTakeoverSocketThatIsNoneIsLeftAlone(t *testing.T) {
+	pg := server(t)
+	file := filepath.Join(t.TempDir(), "file")
+	if err := os.WriteFile(file, []byte("precious"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for path, want := range map[string]string{file: "is there and is no socket", "/nonexistent/up": "pooler.takeover_socket: listen"} {
+		cfg := settings(pg)
+		cfg.Pooler.TakeoverSocket = path
+		p, err := New(cfg, slog.New(slog.DiscardHandler))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := p.Listen(); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v", path, err)
+		}
+		p.Close()
+	}
+	if content, err := os.ReadFile(file); err != nil || string(content) != "precious" {
+		t.Errorf("the file is %q, %v", content, err)
+	}
+}
+
+// TestPoolerThatEndsWhileItsPlaceIsAskedFor leaves the sockets to whoever has got them.
+func TestPoolerThatEndsWhileItsPlaceIsAskedFor(t *testing.T) {
+	pg := server(t)
+	dir, change := upgradable(t, nil)
+	old := start(t, pg, change)
+	cfg := settings(pg)
+	change(&cfg)
+	p, err := New(cfg, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := p.Listen(); err != nil {
+		t.Fatal(err)
+	}
+	old.stop()
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- p.Run(ctx) }()
+	r := &running{Pooler: p, port: old.port}
+	for _, host := range []string{"127.0.0.1", dir} {
+		client := connect(t, r.dsn("host="+host))
+		if got := mustQuery(t, client, "select 1"); got != "1" {
+			t.Errorf("a client got %s", got)
+		}
+		if err := client.Close(ctx); err != nil {
+			t.Error(err)
+		}
+	}
+	third := start(t, pg, change) // the socket for takeovers has come over, too
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	cancel()
+	mustQuery(t, connect(t, third.dsn("host="+dir)), "select 1")
 }

@@ -88,3 +88,10 @@ func ErrorField(body []byte, letter byte) string {
 	}
 	return ""
 }
+
+// AppendCancel appends a CancelRequest, which has no type.
+func AppendCancel(out []byte, process uint32, secret []byte) []byte {
+	out = binary.BigEndian.AppendUint32(out, uint32(4+4+4+len(secret)))
+	out = binary.BigEndian.AppendUint32(out, cancelRequestCode)
+	return append(binary.BigEndian.AppendUint32(out, process), secret...)
+}

@@ -40,8 +40,10 @@ type Console struct {
 	Out      io.WriteCloser // closed when Serve returns, which must end a read of In
 	Role     Role
 	Steering Steering
-	Process  uint32 // with Secret, what the operator's cancel requests carry
-	Secret   []byte // 4 bytes, or 32 for an operator who speaks protocol 3.2
+	Process  uint32
+	// Published with Secret is what the operator's cancel requests carry.
+	Published uint32
+	Secret    []byte // 4 bytes, or 32 for an operator who speaks protocol 3.2
 
 	statements map[string]*plan
 	portals    map[string]*portal
@@ -132,7 +134,7 @@ func (c *Console) welcome() error {
 		{"standard_conforming_strings", "on"}, {"is_superuser", "on"}, {"integer_datetimes", "on"}} {
 		messages = append(messages, &pgproto3.ParameterStatus{Name: status[0], Value: status[1]})
 	}
-	messages = append(messages, &pgproto3.BackendKeyData{ProcessID: c.Process, SecretKey: c.Secret})
+	messages = append(messages, &pgproto3.BackendKeyData{ProcessID: c.Published, SecretKey: c.Secret})
 	return c.send(append(messages, &pgproto3.ReadyForQuery{TxStatus: pgwire.Idle})...)
 }
 

@@ -114,7 +114,7 @@ func transcript(t *testing.T, role Role, steering Steering, messages ...pgproto3
 		}
 	}
 	var out sink
-	c := Console{In: bufio.NewReader(bytes.NewReader(in)), Out: &out, Role: role, Steering: steering}
+	c := Console{In: bufio.NewReader(bytes.NewReader(in)), Out: &out, Role: role, Steering: steering, Secret: make([]byte, 4)}
 	if err := c.Serve(t.Context()); err != nil {
 		t.Fatal(err)
 	}

@@ -31,7 +31,7 @@ func FuzzConsole(f *testing.F) {
 	f.Add([]byte{'B', 0, 0, 0, 10, 0, 0, 0xff, 0xff, 0, 0}) // a Bind of 65,535 formats
 	f.Fuzz(func(t *testing.T, in []byte) {
 		var out sink
-		c := Console{In: bufio.NewReader(bytes.NewReader(in)), Out: &out, Role: RoleAdmin, Steering: &recorder{}}
+		c := Console{In: bufio.NewReader(bytes.NewReader(in)), Out: &out, Role: RoleAdmin, Steering: &recorder{}, Secret: make([]byte, 4)}
 		_ = c.Serve(t.Context()) // input that makes no sense is an error
 		for rest := out.Bytes(); len(rest) > 0; {
 			if len(rest) < 5 || int(binary.BigEndian.Uint32(rest[1:]))+1 > len(rest) {
