@@ -441,3 +441,48 @@ func TestShowTellsOfHosts(t *testing.T) {
 		t.Errorf("%v", row)
 	}
 }
+
+func TestLoginsThatAskPostgresWaitForItsRestart(t *testing.T) {
+	pg := ownPostgres(t)
+	mustQuery(t, connect(t, pg.dsn("")), "create role late login password 'swordfish'")
+	r := start(t, pg, func(cfg *config.Config) {
+		asks(cfg)
+		patient(cfg)
+	})
+	mustQuery(t, connect(t, r.dsn("user=late password=swordfish")), "select 1")
+	pg.shut(t)
+	came := make(chan error, 1)
+	go func() {
+		conn, err := pgconn.Connect(context.Background(), r.dsn("user=late password=swordfish"))
+		if err == nil {
+			_, err = query(conn, "select 1")
+			_ = conn.Close(context.Background())
+		}
+		came <- err
+	}()
+	eventually(t, "somebody logs in", func() bool { return r.Stats().ClientsLogin == 1 })
+	eventually(t, "Postgres is there again", func() bool { return pg.begin(t.Context()) == nil })
+	if err := <-came; err != nil {
+		t.Error(err)
+	}
+}
+
+func TestAPausedDatabaseIsLeftAlone(t *testing.T) {
+	pg := ownPostgres(t)
+	r := start(t, pg, func(cfg *config.Config) {
+		operated(cfg)
+		onHosts(config.Database{TargetSessionAttrs: "primary"}, pg)(cfg)
+	})
+	conn, direct := connect(t, r.dsn("")), connect(t, pg.dsn(""))
+	mustQuery(t, conn, "select 1")
+	checks := func() string {
+		return mustQuery(t, direct, "select count(*) from pg_stat_activity where application_name like 'pitr%'")
+	}
+	eventually(t, "the server is asked what it is", func() bool { return checks() == "2" })
+	operator := r.console(t)
+	mustQuery(t, operator, "PAUSE postgres")
+	eventually(t, "nobody is connected", func() bool { return checks() == "0" })
+	mustQuery(t, operator, "RESUME postgres")
+	mustQuery(t, conn, "select 1")
+	eventually(t, "the server is asked again", func() bool { return checks() == "2" })
+}

@@ -67,7 +67,7 @@ func (s *Set) proven() (list []dialer) {
 	defer s.mu.Unlock()
 	for _, p := range s.pools {
 		p.mu.Lock()
-		if p.proven && p.dial.watched() {
+		if p.proven && !p.paused && p.dial.watched() { // whoever pauses a database wants no connection to it
 			list = append(list, p.dial)
 		}
 		p.mu.Unlock()
@@ -87,12 +87,8 @@ func (s *Set) stand(ctx context.Context, at Address) {
 		var pause time.Duration
 		conn, pause = s.look(ctx, at, conn)
 		s.reconsider(time.Now())
-		timer := time.NewTimer(pause)
-		select {
-		case <-ctx.Done():
-			timer.Stop()
+		if !waited(ctx, pause) {
 			return
-		case <-timer.C:
 		}
 	}
 }
