@@ -152,7 +152,17 @@ const (
 
 // fits compares a view with what is wanted: target_session_attrs in the manual of libpq.
 func (r rule) fits(v view) fit {
-	yes := map[string]bool{"any": true, "read-write": !v.standby && !v.readOnly, "read-only": v.standby || v.readOnly, "primary": !v.standby, "standby": v.standby, "prefer-standby": true}[r.attrs]
+	yes := true
+	switch r.attrs {
+	case "read-write":
+		yes = !v.standby && !v.readOnly
+	case "read-only":
+		yes = v.standby || v.readOnly
+	case "primary":
+		yes = !v.standby
+	case "standby":
+		yes = v.standby
+	}
 	switch {
 	case !yes || v.standby && r.lagMax > 0 && v.lag > r.lagMax:
 		return unfit

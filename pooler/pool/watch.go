@@ -111,7 +111,7 @@ func (s *Set) look(ctx context.Context, at Address, conn *pgconn.PgConn) (*pgcon
 	if conn, err = s.visit(limited, at); err == nil {
 		if err = s.inspect(limited, conn, at); err == nil {
 			if s.hosts.turned(at, false) {
-				s.log.Info("server is reachable again", "server", at.String())
+				s.log.Info("host check succeeded again", "server", at.String())
 			}
 			return conn, s.watchPause()
 		}
@@ -124,7 +124,7 @@ func (s *Set) look(ctx context.Context, at Address, conn *pgconn.PgConn) (*pgcon
 		s.hosts.failed(at, time.Now().Add(max(s.now().ServerLoginRetry.D(), 2*s.watchPause())))
 	}
 	if s.hosts.turned(at, true) {
-		s.log.Warn("server is not reachable", "server", at.String(), "error", err)
+		s.log.Warn("host check failed", "server", at.String(), "error", err)
 	}
 	if passes(err) {
 		return nil, s.watchPause()
