@@ -233,17 +233,28 @@ func (l *load) check(pg *postgres) {
 }
 
 func TestARestartCostsOnlyThoseWhoWereInTheMiddle(t *testing.T) {
-	pg := ownPostgres(t)
-	mustQuery(t, connect(t, pg.dsn("")), "create table load (id text)")
-	r := start(t, pg, patient)
-	l := newLoad(t, r)
-	l.works(200)
-	pg.shut(t)
-	refused := func() uint64 { return r.Stats().Pools[0].ConnectFailures }
-	eventually(t, "the pooler is refused, and clients wait", func() bool { return refused() > 1 && r.Stats().ClientsWaiting > 0 })
-	eventually(t, "Postgres is there again", func() bool { return pg.begin(t.Context()) == nil })
-	l.works(200)
-	l.check(pg)
+	for name, end := range map[string]func(*testing.T, *postgres){
+		"fast shutdown": func(t *testing.T, pg *postgres) { pg.shut(t) },
+		"crash": func(t *testing.T, pg *postgres) {
+			if err := pg.server.Kill(); err != nil {
+				t.Fatal(err)
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			pg := ownPostgres(t)
+			mustQuery(t, connect(t, pg.dsn("")), "create table load (id text)")
+			r := start(t, pg, patient)
+			l := newLoad(t, r)
+			l.works(200)
+			end(t, pg)
+			refused := func() uint64 { return r.Stats().Pools[0].ConnectFailures }
+			eventually(t, "the pooler is refused, and clients wait", func() bool { return refused() > 1 && r.Stats().ClientsWaiting > 0 })
+			eventually(t, "Postgres is there again", func() bool { return pg.begin(t.Context()) == nil })
+			l.works(200)
+			l.check(pg)
+		})
+	}
 }
 
 func TestASwitchoverCostsOnlyThoseWhoWereInTheMiddle(t *testing.T) {
@@ -300,6 +311,31 @@ func TestAStandbyThatIsBehindLeavesTheRotation(t *testing.T) {
 	eventually(t, "the standby is used again", func() bool { return port() == strconv.Itoa(standby.port) })
 }
 
+func TestAReloadMovesConnectionsToTheHostsThatFit(t *testing.T) {
+	primary := ownPostgres(t)
+	standby := standbyOf(t, primary)
+	file := settings(primary)
+	say := func(db config.Database) {
+		db.LoadBalanceHosts = "disable"
+		onHosts(db, standby, primary)(&file)
+	}
+	say(config.Database{})
+	r := start(t, primary, func(cfg *config.Config) { *cfg = file })
+	r.reloading.mu.Lock()
+	r.reloading.read = func() (*config.Config, error) { next := file; return &next, nil }
+	r.reloading.mu.Unlock()
+	conn := connect(t, r.dsn(""))
+	port := func() string { return mustQuery(t, conn, "select current_setting('port')") }
+	if got := port(); got != strconv.Itoa(standby.port) {
+		t.Errorf("the first host is passed over for %s", got)
+	}
+	say(config.Database{TargetSessionAttrs: "read-write"})
+	if _, err := r.Reload(); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the primary is used", func() bool { return port() == strconv.Itoa(primary.port) })
+}
+
 func TestTargetSessionAttrsMeanWhatTheyMeanToLibpq(t *testing.T) {
 	primary := ownPostgres(t)
 	mustQuery(t, connect(t, primary.dsn("")), "create role plain login") // it takes no privilege to ask a server what it is
@@ -315,6 +351,7 @@ func TestTargetSessionAttrsMeanWhatTheyMeanToLibpq(t *testing.T) {
 		// postgres.dsn says the same.
 		r := start(t, primary, func(cfg *config.Config) {
 			patient(cfg)
+			cfg.Pooler.HostPollInterval = 0 // then connections look for themselves
 			cfg.Postgres.DSN = config.DSN(fmt.Sprintf("host=127.0.0.1,127.0.0.1 port=%d,%d user=postgres sslmode=disable target_session_attrs=%s", primary.port, standby.port, attrs))
 		})
 		if got := mustQuery(t, connect(t, r.dsn("user=plain")), "select current_setting('port')"); got != strconv.Itoa(want.port) {
