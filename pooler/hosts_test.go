@@ -233,17 +233,28 @@ func (l *load) check(pg *postgres) {
 }
 
 func TestARestartCostsOnlyThoseWhoWereInTheMiddle(t *testing.T) {
-	pg := ownPostgres(t)
-	mustQuery(t, connect(t, pg.dsn("")), "create table load (id text)")
-	r := start(t, pg, patient)
-	l := newLoad(t, r)
-	l.works(200)
-	pg.shut(t)
-	refused := func() uint64 { return r.Stats().Pools[0].ConnectFailures }
-	eventually(t, "the pooler is refused, and clients wait", func() bool { return refused() > 1 && r.Stats().ClientsWaiting > 0 })
-	eventually(t, "Postgres is there again", func() bool { return pg.begin(t.Context()) == nil })
-	l.works(200)
-	l.check(pg)
+	for name, end := range map[string]func(*testing.T, *postgres){
+		"fast shutdown": func(t *testing.T, pg *postgres) { pg.shut(t) },
+		"crash": func(t *testing.T, pg *postgres) {
+			if err := pg.server.Kill(); err != nil {
+				t.Fatal(err)
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			pg := ownPostgres(t)
+			mustQuery(t, connect(t, pg.dsn("")), "create table load (id text)")
+			r := start(t, pg, patient)
+			l := newLoad(t, r)
+			l.works(200)
+			end(t, pg)
+			refused := func() uint64 { return r.Stats().Pools[0].ConnectFailures }
+			eventually(t, "the pooler is refused, and clients wait", func() bool { return refused() > 1 && r.Stats().ClientsWaiting > 0 })
+			eventually(t, "Postgres is there again", func() bool { return pg.begin(t.Context()) == nil })
+			l.works(200)
+			l.check(pg)
+		})
+	}
 }
 
 func TestASwitchoverCostsOnlyThoseWhoWereInTheMiddle(t *testing.T) {
@@ -300,13 +311,39 @@ func TestAStandbyThatIsBehindLeavesTheRotation(t *testing.T) {
 	eventually(t, "the standby is used again", func() bool { return port() == strconv.Itoa(standby.port) })
 }
 
+func TestAReloadMovesConnectionsToTheHostsThatFit(t *testing.T) {
+	primary := ownPostgres(t)
+	standby := standbyOf(t, primary)
+	file := settings(primary)
+	say := func(db config.Database) {
+		db.LoadBalanceHosts = "disable"
+		onHosts(db, standby, primary)(&file)
+	}
+	say(config.Database{})
+	r := start(t, primary, func(cfg *config.Config) { *cfg = file })
+	r.reloading.mu.Lock()
+	r.reloading.read = func() (*config.Config, error) { next := file; return &next, nil }
+	r.reloading.mu.Unlock()
+	conn := connect(t, r.dsn(""))
+	port := func() string { return mustQuery(t, conn, "select current_setting('port')") }
+	if got := port(); got != strconv.Itoa(standby.port) {
+		t.Errorf("the first host is passed over for %s", got)
+	}
+	say(config.Database{TargetSessionAttrs: "read-write"})
+	if _, err := r.Reload(); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the primary is used", func() bool { return port() == strconv.Itoa(primary.port) })
+}
+
 func TestTargetSessionAttrsMeanWhatTheyMeanToLibpq(t *testing.T) {
 	primary := ownPostgres(t)
+	mustQuery(t, connect(t, primary.dsn("")), "create role plain login") // it takes no privilege to ask a server what it is
 	standby := standbyOf(t, primary)
 	for attrs, want := range map[string]*postgres{"read-write": primary, "primary": primary, "read-only": standby, "standby": standby, "prefer-standby": standby} {
 		for _, servers := range [][]*postgres{{primary, standby}, {standby, primary}} {
 			r := start(t, primary, onHosts(config.Database{TargetSessionAttrs: attrs}, servers...))
-			if got := mustQuery(t, connect(t, r.dsn("")), "select current_setting('port')"); got != strconv.Itoa(want.port) {
+			if got := mustQuery(t, connect(t, r.dsn("user=plain")), "select current_setting('port')"); got != strconv.Itoa(want.port) {
 				t.Errorf("%s: it went to %s, not to %d", attrs, got, want.port)
 			}
 			r.stop()
@@ -314,9 +351,10 @@ func TestTargetSessionAttrsMeanWhatTheyMeanToLibpq(t *testing.T) {
 		// postgres.dsn says the same.
 		r := start(t, primary, func(cfg *config.Config) {
 			patient(cfg)
+			cfg.Pooler.HostPollInterval = 0 // then connections look for themselves
 			cfg.Postgres.DSN = config.DSN(fmt.Sprintf("host=127.0.0.1,127.0.0.1 port=%d,%d user=postgres sslmode=disable target_session_attrs=%s", primary.port, standby.port, attrs))
 		})
-		if got := mustQuery(t, connect(t, r.dsn("")), "select current_setting('port')"); got != strconv.Itoa(want.port) {
+		if got := mustQuery(t, connect(t, r.dsn("user=plain")), "select current_setting('port')"); got != strconv.Itoa(want.port) {
 			t.Errorf("%s in postgres.dsn: it went to %s, not to %d", attrs, got, want.port)
 		}
 		r.stop()
@@ -440,4 +478,49 @@ func TestShowTellsOfHosts(t *testing.T) {
 	if row := rowOf(t, operator, "SHOW DNS_HOSTS", "hostname", "localhost"); !strings.Contains(row["addrs"], "127.0.0.1") {
 		t.Errorf("%v", row)
 	}
+}
+
+func TestLoginsThatAskPostgresWaitForItsRestart(t *testing.T) {
+	pg := ownPostgres(t)
+	mustQuery(t, connect(t, pg.dsn("")), "create role late login password 'swordfish'")
+	r := start(t, pg, func(cfg *config.Config) {
+		asks(cfg)
+		patient(cfg)
+	})
+	mustQuery(t, connect(t, r.dsn("user=late password=swordfish")), "select 1")
+	pg.shut(t)
+	came := make(chan error, 1)
+	go func() {
+		conn, err := pgconn.Connect(context.Background(), r.dsn("user=late password=swordfish"))
+		if err == nil {
+			_, err = query(conn, "select 1")
+			_ = conn.Close(context.Background())
+		}
+		came <- err
+	}()
+	eventually(t, "somebody logs in", func() bool { return r.Stats().ClientsLogin == 1 })
+	eventually(t, "Postgres is there again", func() bool { return pg.begin(t.Context()) == nil })
+	if err := <-came; err != nil {
+		t.Error(err)
+	}
+}
+
+func TestAPausedDatabaseIsLeftAlone(t *testing.T) {
+	pg := ownPostgres(t)
+	r := start(t, pg, func(cfg *config.Config) {
+		operated(cfg)
+		onHosts(config.Database{TargetSessionAttrs: "primary"}, pg)(cfg)
+	})
+	conn, direct := connect(t, r.dsn("")), connect(t, pg.dsn(""))
+	mustQuery(t, conn, "select 1")
+	checks := func() string {
+		return mustQuery(t, direct, "select count(*) from pg_stat_activity where application_name like 'pitr%'")
+	}
+	eventually(t, "the server is asked what it is", func() bool { return checks() == "2" })
+	operator := r.console(t)
+	mustQuery(t, operator, "PAUSE postgres")
+	eventually(t, "nobody is connected", func() bool { return checks() == "0" })
+	mustQuery(t, operator, "RESUME postgres")
+	mustQuery(t, conn, "select 1")
+	eventually(t, "the server is asked again", func() bool { return checks() == "2" })
 }

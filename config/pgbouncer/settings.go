@@ -136,6 +136,7 @@ var settings = map[string]setting{
 	"max_user_connections":        {key: "pooler.max_user_connections", kind: number},
 	"min_pool_size":               {key: "pooler.min_pool_size", kind: number},
 	"pkt_buf":                     {key: "pooler.pkt_buf", kind: bytes, note: "how much is read at once from a client without a server; " + memory},
+	"peer_id":                     {key: "pooler.peer_id", kind: number},
 	"pool_mode":                   {key: "pooler.pool_mode", kind: text},
 	"query_timeout":               {key: "pooler.query_timeout", kind: seconds},
 	"query_wait_notify":           {key: "pooler.query_wait_notify", kind: seconds},
@@ -188,7 +189,6 @@ var settings = map[string]setting{
 	"listen_backlog":            {note: kernel + " (net.core.somaxconn)"},
 	"log_stats":                 {note: "figures are at /metrics and in SHOW STATS"},
 	"max_packet_size":           {note: "messages are passed on as they arrive, whatever their size"},
-	"peer_id":                   {note: "this process has no peers"},
 	"pool_idle_timeout":         {note: "an empty pool costs nothing"},
 	"resolv_conf":               {note: "the system's resolver is asked"},
 	"sbuf_loopcnt":              {note: events},
@@ -232,7 +232,11 @@ var databaseSettings = map[string]setting{
 }
 
 // peerSettings are those of a line of [peers], below pooler.peers.ID.
-var peerSettings = map[string]setting{}
+var peerSettings = map[string]setting{
+	"host":      {key: "host", kind: text},
+	"port":      {key: "port", kind: number},
+	"pool_size": {key: "pool_size", kind: number},
+}
 
 // userSettings are those of a line of [users], below pooler.users.NAME.
 var userSettings = map[string]setting{

@@ -128,11 +128,28 @@ func (s *Set) connectAsking(ctx context.Context, key Key) (one *asking, fresh bo
 	if err != nil {
 		return nil, false, err
 	}
-	conn, _, err := s.reach(ctx, dial, 0, func(cfg *pgconn.Config) { cfg.RuntimeParams["application_name"] = "pitr auth_query" })
-	if err != nil {
-		return nil, false, err
+	for pause := backoffMin; ; pause = min(2*pause, busyBackoffMax) {
+		conn, _, err := s.reach(ctx, dial, 0, func(cfg *pgconn.Config) { cfg.RuntimeParams["application_name"] = "pitr auth_query" })
+		if err == nil {
+			return &asking{conn: conn, to: key, born: time.Now()}, true, nil
+		}
+		// Who logs in while Postgres restarts waits, like those who have logged in.
+		if why := connectError(err); !why.busy() && !(passes(err) && s.hosts.everReached(dial.targets)) || !waited(ctx, pause) {
+			return nil, false, err
+		}
 	}
-	return &asking{conn: conn, to: key, born: time.Now()}, true, nil
+}
+
+// waited reports whether a pause has passed before ctx has ended.
+func waited(ctx context.Context, pause time.Duration) bool {
+	timer := time.NewTimer(pause)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-timer.C:
+		return true
+	}
 }
 
 // take returns an idle connection to this database, or one that has to make room for it.

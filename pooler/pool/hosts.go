@@ -152,7 +152,17 @@ const (
 
 // fits compares a view with what is wanted: target_session_attrs in the manual of libpq.
 func (r rule) fits(v view) fit {
-	yes := map[string]bool{"any": true, "read-write": !v.standby && !v.readOnly, "read-only": v.standby || v.readOnly, "primary": !v.standby, "standby": v.standby, "prefer-standby": true}[r.attrs]
+	yes := true
+	switch r.attrs {
+	case "read-write":
+		yes = !v.standby && !v.readOnly
+	case "read-only":
+		yes = v.standby || v.readOnly
+	case "primary":
+		yes = !v.standby
+	case "standby":
+		yes = v.standby
+	}
 	switch {
 	case !yes || v.standby && r.lagMax > 0 && v.lag > r.lagMax:
 		return unfit
@@ -173,26 +183,38 @@ func (h *hosts) judge(d dialer, now time.Time) []fit {
 	for i, t := range d.targets {
 		one := h.of(t.Address)
 		fresh := d.rule.interval > 0 && now.Sub(one.asked) <= staleAfter*d.rule.interval
-		switch {
-		case !d.rule.asks():
-			out[i] = suits
-		case !one.asked.IsZero() && h.superseded(d, one):
-			out[i] = unfit
-		case one.asked.IsZero() || !fresh:
-			out[i] = unknown
-		default:
-			out[i] = d.rule.fits(one.view)
-		}
-		if now.Before(one.deadUntil) && out[i] != unfit {
+		out[i] = h.fitOf(d, one)
+		old := d.rule.asks() && !fresh && !(out[i] == unfit && h.superseded(d, one))
+		if old || now.Before(one.deadUntil) && out[i] != unfit {
 			out[i] = unknown
 		}
 	}
 	return out
 }
 
+// fitOf returns how a host suits a database by what it said last, whenever that was. The caller holds mu.
+func (h *hosts) fitOf(d dialer, one *host) fit {
+	switch {
+	case !d.rule.asks():
+		return suits
+	case one.asked.IsZero():
+		return unknown
+	case h.superseded(d, one):
+		return unfit
+	}
+	return d.rule.fits(one.view)
+}
+
+// takes reports whether a host that has just been asked suits well enough.
+func (h *hosts) takes(d dialer, next try) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.fitOf(d, h.of(d.targets[next.i].Address)) <= next.least
+}
+
 // superseded reports whether another of the hosts is the primary of the same cluster on a later timeline. The caller holds mu.
 func (h *hosts) superseded(d dialer, one *host) bool {
-	if one.view.standby || d.rule.attrs == "any" {
+	if one.asked.IsZero() || one.view.standby || d.rule.attrs == "any" {
 		return false
 	}
 	return slices.ContainsFunc(d.targets, func(t target) bool {

@@ -77,12 +77,8 @@ func (s *Set) follow() {
 		if idle {
 			pause = janitorPause // a reload may turn it on
 		}
-		timer := time.NewTimer(pause)
-		select {
-		case <-s.ctx.Done():
-			timer.Stop()
+		if !waited(s.ctx, pause) {
 			return
-		case <-timer.C:
 		}
 		if idle {
 			continue

@@ -108,7 +108,7 @@ func (s *Set) reachOne(ctx context.Context, d dialer, next try, with func(*pgcon
 		}
 		return nil, err
 	}
-	if now := s.hosts.judge(d, time.Now())[next.i]; d.rule.asks() && now > next.least && now != unknown {
+	if !s.hosts.takes(d, next) {
 		discard(conn)
 		return nil, unfitError(d.rule.attrs)
 	}

@@ -67,7 +67,7 @@ func (s *Set) proven() (list []dialer) {
 	defer s.mu.Unlock()
 	for _, p := range s.pools {
 		p.mu.Lock()
-		if p.proven && p.dial.watched() {
+		if p.proven && !p.paused && p.dial.watched() { // whoever pauses a database wants no connection to it
 			list = append(list, p.dial)
 		}
 		p.mu.Unlock()
@@ -87,12 +87,8 @@ func (s *Set) stand(ctx context.Context, at Address) {
 		var pause time.Duration
 		conn, pause = s.look(ctx, at, conn)
 		s.reconsider(time.Now())
-		timer := time.NewTimer(pause)
-		select {
-		case <-ctx.Done():
-			timer.Stop()
+		if !waited(ctx, pause) {
 			return
-		case <-timer.C:
 		}
 	}
 }
@@ -115,7 +111,7 @@ func (s *Set) look(ctx context.Context, at Address, conn *pgconn.PgConn) (*pgcon
 	if conn, err = s.visit(limited, at); err == nil {
 		if err = s.inspect(limited, conn, at); err == nil {
 			if s.hosts.turned(at, false) {
-				s.log.Info("server is reachable again", "server", at.String())
+				s.log.Info("host check succeeded again", "server", at.String())
 			}
 			return conn, s.watchPause()
 		}
@@ -128,7 +124,7 @@ func (s *Set) look(ctx context.Context, at Address, conn *pgconn.PgConn) (*pgcon
 		s.hosts.failed(at, time.Now().Add(max(s.now().ServerLoginRetry.D(), 2*s.watchPause())))
 	}
 	if s.hosts.turned(at, true) {
-		s.log.Warn("server is not reachable", "server", at.String(), "error", err)
+		s.log.Warn("host check failed", "server", at.String(), "error", err)
 	}
 	if passes(err) {
 		return nil, s.watchPause()
