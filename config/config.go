@@ -146,6 +146,10 @@ type Database struct {
 	MaxDBClientConnections int      `yaml:"max_db_client_connections"`
 	ServerLifetime         Duration `yaml:"server_lifetime"`
 
+	ConnectQuery       string   `yaml:"connect_query"`
+	ClientEncoding     string   `yaml:"client_encoding"`
+	DateStyle          string   `yaml:"datestyle"`
+	TimeZone           string   `yaml:"timezone"`
 	TargetSessionAttrs string   `yaml:"target_session_attrs"`
 	LoadBalanceHosts   string   `yaml:"load_balance_hosts"`
 	MaxReplicaLag      Duration `yaml:"max_replica_lag"`

@@ -179,3 +179,26 @@ func TestPoolerOnAUnixSocketAloneListensUnderItsPort(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+func TestNewServersAreGreetedAsTheirDatabaseSays(t *testing.T) {
+	r := start(t, server(t), func(cfg *config.Config) {
+		cfg.Pooler.Databases = map[string]config.Database{
+			"postgres": {ConnectQuery: "set application_name = 'greeted'; select set_config('app.greeted', 'yes', false)", TimeZone: "Asia/Tokyo", DateStyle: "German", ClientEncoding: "LATIN1"},
+			"broken":   {DBName: "postgres", ConnectQuery: "select no_such_thing"},
+		}
+	})
+	conn := connect(t, r.dsn(""))
+	if got := mustQuery(t, conn, "show timezone") + mustQuery(t, conn, "show datestyle") + mustQuery(t, conn, "show client_encoding") + mustQuery(t, conn, "select current_setting('app.greeted')"); got != "Asia/TokyoGerman, DMYLATIN1yes" {
+		t.Errorf("the servers were told %s", got)
+	}
+	if got := conn.ParameterStatus("TimeZone"); got != "Asia/Tokyo" {
+		t.Errorf("the client was told that its zone is %s", got)
+	}
+	other := connect(t, r.dsn("timezone=UTC"))
+	if got := mustQuery(t, other, "show timezone"); got != "UTC" {
+		t.Errorf("a client that asks for UTC has %s", got)
+	}
+	if _, err := pgconn.Connect(t.Context(), strings.Replace(r.dsn(""), "dbname=postgres", "dbname=broken", 1)); err == nil || !strings.Contains(err.Error(), "no_such_thing") {
+		t.Errorf("a connect_query that fails: %v", err)
+	}
+}

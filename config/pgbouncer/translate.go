@@ -164,10 +164,6 @@ func (t *translator) object(e Entry, known map[string]setting) error {
 	}
 	o := map[string]value{}
 	for _, p := range pairs {
-		if why, ignored := ignoredInObjects[p.Key]; ignored {
-			t.note(Entry{Key: e.Key + ": " + p.Key, Path: e.Path, Line: e.Line}, why)
-			continue
-		}
 		s, found := known[p.Key]
 		if !found {
 			return fmt.Errorf("%w: %s/%s: %s", ErrUnknown, e.Section, e.Key, p.Key)
@@ -191,9 +187,6 @@ func (t *translator) complete(database map[string]value) {
 		database["port"] = value{`"5432"`, ""}
 	}
 }
-
-// ignoredInObjects have no meaning in [databases].
-var ignoredInObjects = map[string]string{}
 
 // listen makes addresses of listen_addr and listen_port.
 func (t *translator) listen() error {

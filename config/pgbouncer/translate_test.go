@@ -90,7 +90,7 @@ func TestPgBouncersDefaultsHoldWhereNothingIsSaid(t *testing.T) {
 func TestAnIniMeansWhatItMeansToPgBouncer(t *testing.T) {
 	translation, cfg := translate(t, `
 [databases]
-app = host=db1 port=5433 dbname=app_production user=app password='it''s $ecret ${HOME} \n' pool_size=7 pool_mode=session server_lifetime=90
+app = host=db1 port=5433 dbname=app_production user=app password='it''s $ecret ${HOME} \n' pool_size=7 pool_mode=session server_lifetime=90 connect_query='set work_mem = ''8MB''' timezone=UTC
 * = host=db2,db3 load_balance_hosts=disable
 "odd ""name"": x" = dbname=odd
 [users]
@@ -110,7 +110,8 @@ verbose = 2
 `)
 	p := cfg.Pooler
 	app := p.Databases["app"]
-	if app.Host != "db1" || app.Port != "5433" || app.DBName != "app_production" || app.User != "app" || app.Password.Reveal() != `it's $ecret ${HOME} \n` || app.PoolSize != 7 || app.PoolMode != "session" {
+	if app.Host != "db1" || app.Port != "5433" || app.DBName != "app_production" || app.User != "app" || app.Password.Reveal() != `it's $ecret ${HOME} \n` || app.PoolSize != 7 || app.PoolMode != "session" ||
+		app.ConnectQuery != "set work_mem = '8MB'" || app.TimeZone != "UTC" {
 		t.Errorf("app is %+v with password %q", app, app.Password.Reveal())
 	}
 	if p.Databases["*"].Host != "db2,db3" || p.Databases["*"].LoadBalanceHosts != "disable" || p.Databases[`odd "name": x`].DBName != "odd" || len(p.Databases) != 3 {

@@ -68,6 +68,7 @@ func connectError(err error) *ConnectError {
 // dialer knows where and as whom to log in.
 type dialer struct {
 	mute        bool     // the server cannot be asked what it is: in physical replication it knows no SQL
+	greeting    string   // a query for each new connection; empty: none
 	targets     []target // hosts, in the order in which they are written; never empty
 	rule        rule
 	credentials Credentials // where configs have no password
@@ -85,7 +86,7 @@ func (s *Set) dialerOf(settings *config.Pooler, db config.Database, key Key, kno
 	if err != nil {
 		return dialer{}, err
 	}
-	d := dialer{rule: newRule(settings, db, attrsOf(cfg)), credentials: known, bound: s.driver.Binding}
+	d := dialer{greeting: db.ConnectQuery, rule: newRule(settings, db, attrsOf(cfg)), credentials: known, bound: s.driver.Binding}
 	cfg.ValidateConnect = nil // that is ours
 	configs, err := spread(cfg, db)
 	if err != nil {
@@ -149,6 +150,11 @@ func (s *Set) fill(cfg *pgconn.Config, db config.Database, key Key, known Creden
 	cfg.MaxProtocolMessageBodyLen = messageLenMax
 	if cfg.RuntimeParams["application_name"] == "" {
 		cfg.RuntimeParams["application_name"] = "pitr"
+	}
+	for name, value := range map[string]string{"client_encoding": db.ClientEncoding, "datestyle": db.DateStyle, "timezone": db.TimeZone} {
+		if value != "" {
+			cfg.RuntimeParams[name] = value
+		}
 	}
 	if s.driver.Dial != nil {
 		cfg.DialFunc = s.driver.Dial
@@ -224,6 +230,11 @@ func (s *Set) connect(ctx context.Context, d dialer, turn uint64) (*login, error
 	}
 	ctx, done := context.WithTimeout(ctx, s.now().ServerConnectTimeout.D())
 	defer done()
+	if d.greeting != "" {
+		if _, err := conn.Exec(ctx, d.greeting).ReadAll(); err != nil {
+			return nil, errors.Join(fmt.Errorf("connect_query: %w", err), conn.Close(ctx))
+		}
+	}
 	// If a write of the login has taken long, pgconn has begun to read in the background, and would get the next answer instead of us.
 	if err := conn.SyncConn(ctx); err != nil {
 		return nil, errors.Join(err, conn.Close(ctx))

@@ -171,7 +171,7 @@ func (s *Set) Reload(cfg config.Pooler) error {
 			continue // its clients are ended by who knows them
 		}
 		before, after = s.moved(key.Database, before), s.moved(key.Database, after)
-		if before.Host == after.Host && before.Port == after.Port && before.DBName == after.DBName && before.Password == after.Password {
+		if before.Host == after.Host && before.Port == after.Port && before.DBName == after.DBName && before.Password == after.Password && greets(before) == greets(after) {
 			continue // but another rule may hold for its hosts
 		}
 		dial, err := s.dialerOf(&cfg, after, key, s.passwords(key.User))
@@ -198,6 +198,11 @@ func (s *Set) Reload(cfg config.Pooler) error {
 	}
 	s.nudge()
 	return nil
+}
+
+// greets is what a new connection is told.
+func greets(db config.Database) [4]string {
+	return [4]string{db.ConnectQuery, db.ClientEncoding, db.DateStyle, db.TimeZone}
 }
 
 // adjust lets other limits hold.
