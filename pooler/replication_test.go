@@ -102,7 +102,7 @@ func TestReplicationHasALimitAndEndsWithEitherSide(t *testing.T) {
 		t.Error(err)
 	}
 	eventually(t, "the server's side has ended too", func() bool {
-		return mustQuery(t, direct, "select count(*) from pg_stat_activity where backend_type = 'walsender'") == "0"
+		return mustQuery(t, direct, "select count(*) from pg_stat_activity where backend_type = 'walsender'") == "0" && r.Stats().Replications == 0
 	})
 	again := connect(t, r.dsn("replication=database"))
 	if got := mustQuery(t, again, "select current_database()"); got != "postgres" {
