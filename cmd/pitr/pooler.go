@@ -37,6 +37,12 @@ func runPooler(ctx context.Context, app *app) error {
 	if err != nil {
 		return &usageError{err}
 	}
+	lent, err := activatedSockets()
+	if err != nil {
+		p.Close()
+		return err
+	}
+	p.ListenOn(lent)
 	if err := p.Listen(); err != nil {
 		p.Close()
 		return err
