@@ -245,16 +245,17 @@ func (u *upgrade) answered() {
 	}
 }
 
-// endUpgrades turns away who has not taken our place yet.
+// endUpgrades turns away who has not taken our place yet. It comes before listeners are closed, and may come twice.
 func (p *Pooler) endUpgrades() {
 	u := &p.upgrade
 	u.mu.Lock()
+	again := u.ended
 	u.ended = true
 	if u.asking != nil && u.successor.Load() == nil {
 		u.asking.Close()
 	}
 	u.mu.Unlock()
-	if u.successor.Load() == nil {
+	if !again && u.successor.Load() == nil {
 		tell(u.events.Stopping)
 	}
 }
