@@ -36,6 +36,7 @@ const (
 	forLocal   = "unix "   // and the path of the Unix socket
 	forBeside  = "beside " // and an address of ListenBeside
 	forUpgrade = "takeover"
+	forLent    = "lent " // and the path of a Unix socket that a supervisor has opened
 )
 
 // Listen opens all addresses of pooler.listen, or takes them over from the pooler that listens on pooler.takeover_socket. Clients are served once Run is called, and until then it is
@@ -70,11 +71,34 @@ func (p *Pooler) listen() error {
 			p.upgrade.offer(forLocal+path, listener)
 		}
 		p.listeners = append(p.listeners, listener)
-		if err := admitToSocket(path, p.cfg); err != nil {
-			return err
+		if !p.upgrade.lent[listener] {
+			if err := admitToSocket(path, p.cfg); err != nil {
+				return err
+			}
 		}
 	}
 	return p.listenForSuccessors()
+}
+
+// ListenOn gives the pooler sockets that its supervisor has opened; each is used if it fits an address of the configuration, and closed otherwise. Files of Unix sockets stay the
+// supervisor's. It is called before Listen.
+func (p *Pooler) ListenOn(listeners []net.Listener) {
+	for _, listener := range listeners {
+		name := forClients
+		if listener.Addr().Network() == "unix" {
+			name = forLent
+		}
+		p.upgrade.inherit(takeover.Socket{Name: name + listener.Addr().String(), Listener: listener})
+	}
+}
+
+// inherit notes a socket that somebody else has opened.
+func (u *upgrade) inherit(socket takeover.Socket) {
+	if path, lent := strings.CutPrefix(socket.Name, forLent); lent {
+		u.lent[socket.Listener] = true
+		socket.Name = forLocal + path
+	}
+	u.inherited = append(u.inherited, socket)
 }
 
 // ListenBeside opens another address, which belongs to what runs beside the pooler and goes over to a successor with the others. It is called between Listen and Run. Run closes
@@ -128,7 +152,11 @@ func (u *upgrade) take(purpose, address string) (net.Listener, bool) {
 		for i, socket := range u.inherited {
 			if fits(socket) {
 				u.inherited = append(u.inherited[:i:i], u.inherited[i+1:]...)
-				u.offer(purpose+address, socket.Listener)
+				if u.lent[socket.Listener] {
+					u.offer(forLent+address, socket.Listener)
+				} else {
+					u.offer(purpose+address, socket.Listener)
+				}
 				return socket.Listener, true
 			}
 		}

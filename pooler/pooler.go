@@ -72,7 +72,7 @@ func New(cfg config.Config, log *slog.Logger) (*Pooler, error) {
 		tallies: tallies{map[string]int{}, map[string]int{}}, halt: make(chan admin.Shutdown, 1),
 		entrance: entrance{max: cfg.Pooler.MaxLoginConnPerAddress, from: map[netip.Addr]int{}},
 		logins:   make(chan struct{}, cfg.Pooler.MaxLoginConn), cancels: make(chan struct{}, cfg.Pooler.MaxCancelRequests),
-		upgrade: upgrade{succeeded: make(chan *takeover.Link, 1)},
+		upgrade: upgrade{lent: map[net.Listener]bool{}, succeeded: make(chan *takeover.Link, 1)},
 	}
 	p.peers = newPeers(cfg.Pooler)
 	p.live.Store(&cfg)

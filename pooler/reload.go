@@ -114,6 +114,7 @@ func (p *Pooler) halted(ctx context.Context, how admin.Shutdown, patience *time.
 	case admin.ShutdownServers:
 		return nil
 	case admin.ShutdownClients:
+		p.endUpgrades()
 		p.closeListeners()
 		ticker := time.NewTicker(leavePause)
 		defer ticker.Stop()

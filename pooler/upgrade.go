@@ -17,9 +17,10 @@ import (
 
 // upgrade is how a pooler takes the place of another one, and how another one takes its place: docs/decisions/0026-takeover.md.
 type upgrade struct {
-	inherited   []takeover.Socket // handed over, and not wanted
-	sockets     []takeover.Socket // what a successor gets
-	door        *net.UnixListener // where it asks; nil without pooler.takeover_socket
+	inherited   []takeover.Socket     // handed over, and not wanted
+	lent        map[net.Listener]bool // Unix sockets whose files are a supervisor's
+	sockets     []takeover.Socket     // what a successor gets
+	door        *net.UnixListener     // where it asks; nil without pooler.takeover_socket
 	predecessor atomic.Pointer[takeover.Link]
 	successor   atomic.Pointer[takeover.Link]
 	succeeded   chan *takeover.Link // a successor serves
@@ -62,7 +63,12 @@ func (p *Pooler) askPredecessor() error {
 	if err != nil {
 		return fmt.Errorf("pooler.takeover_socket: take over: %w", err)
 	}
-	p.upgrade.inherited = sockets
+	lent := p.upgrade.inherited // the same, if a supervisor has started us both
+	p.upgrade.inherited = nil
+	for _, socket := range sockets {
+		p.upgrade.inherit(socket)
+	}
+	p.upgrade.inherited = append(p.upgrade.inherited, lent...)
 	p.upgrade.predecessor.Store(link)
 	p.log.Info("takeover began", "pid", link.Peer, "sockets", len(sockets))
 	return nil
@@ -115,7 +121,7 @@ func (u *upgrade) close() {
 func (u *upgrade) unlinking(on bool) {
 	for _, sockets := range [][]takeover.Socket{u.sockets, u.inherited} {
 		for _, socket := range sockets {
-			if unix, isUnix := socket.Listener.(*net.UnixListener); isUnix {
+			if unix, isUnix := socket.Listener.(*net.UnixListener); isUnix && !u.lent[unix] {
 				unix.SetUnlinkOnClose(on)
 			}
 		}
@@ -125,8 +131,16 @@ func (u *upgrade) unlinking(on bool) {
 // runUpgrades tells the predecessor that we serve, and waits for successors.
 func (p *Pooler) runUpgrades(ctx context.Context) {
 	p.upgrade.work.Go(func() {
-		if link := p.upgrade.predecessor.Load(); link != nil {
+		link := p.upgrade.predecessor.Load()
+		if link != nil {
 			p.takePlace(link)
+		}
+		for _, socket := range p.upgrade.own() {
+			p.log.Info("address closed", "address", socket.Addr().String())
+			socket.Close()
+		}
+		if link != nil {
+			p.heed(link)
 		}
 		tell(p.upgrade.events.Serving)
 		if p.upgrade.door != nil {
@@ -135,18 +149,18 @@ func (p *Pooler) runUpgrades(ctx context.Context) {
 	})
 }
 
-// takePlace makes the predecessor stop to accept, and is there for cancel requests of its clients from then on.
+// takePlace makes the predecessor stop to accept.
 func (p *Pooler) takePlace(link *takeover.Link) {
-	u := &p.upgrade
 	if err := link.Serving(); err != nil {
 		p.log.Error("the pooler before us may still accept clients", "pid", link.Peer, "error", err)
 	} else {
 		p.log.Info("place of another pooler taken", "pid", link.Peer)
 	}
-	for _, socket := range u.own() {
-		p.log.Info("address closed", "address", socket.Addr().String())
-		socket.Close()
-	}
+}
+
+// heed is there for cancel requests that come to the predecessor and are for our clients, until it has gone.
+func (p *Pooler) heed(link *takeover.Link) {
+	u := &p.upgrade
 	u.work.Go(func() {
 		err := link.Run(func(process uint32, secret []byte) { p.cancelFrom(link, process, secret) })
 		u.predecessor.Store(nil)
@@ -231,16 +245,17 @@ func (u *upgrade) answered() {
 	}
 }
 
-// endUpgrades turns away who has not taken our place yet.
+// endUpgrades turns away who has not taken our place yet. It comes before listeners are closed, and may come twice.
 func (p *Pooler) endUpgrades() {
 	u := &p.upgrade
 	u.mu.Lock()
+	again := u.ended
 	u.ended = true
 	if u.asking != nil && u.successor.Load() == nil {
 		u.asking.Close()
 	}
 	u.mu.Unlock()
-	if u.successor.Load() == nil {
+	if !again && u.successor.Load() == nil {
 		tell(u.events.Stopping)
 	}
 }

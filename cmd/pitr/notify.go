@@ -36,6 +36,36 @@ func notifySupervisor(lines ...string) error {
 	return errors.Join(err, conn.Close())
 }
 
+// firstActivated is SD_LISTEN_FDS_START in sd_listen_fds(3).
+const firstActivated = 3
+
+// activatedSockets returns the listening sockets that systemd has opened for this process, if it has: sd_listen_fds(3).
+func activatedSockets() (listeners []net.Listener, err error) {
+	if os.Getenv("LISTEN_PID") != strconv.Itoa(os.Getpid()) {
+		return nil, nil
+	}
+	n, err := strconv.Atoi(os.Getenv("LISTEN_FDS"))
+	if err != nil || n < 0 || n > activatedMax {
+		return nil, fmt.Errorf("LISTEN_FDS: %q is no number of sockets", os.Getenv("LISTEN_FDS"))
+	}
+	for fd := firstActivated; fd < firstActivated+n; fd++ {
+		file := os.NewFile(uintptr(fd), "LISTEN_FDS")
+		listener, err := net.FileListener(file) // a copy, which no child gets
+		file.Close()
+		if err != nil {
+			for _, one := range listeners {
+				one.Close()
+			}
+			return nil, fmt.Errorf("LISTEN_FDS: descriptor %d is no listening socket: %w", fd, err)
+		}
+		listeners = append(listeners, listener)
+	}
+	return listeners, nil
+}
+
+// activatedMax is more than anybody listens on.
+const activatedMax = 1000
+
 // poolerEvents tell the supervisor what becomes of a pooler. A supervisor that is not to be reached stops nothing.
 func poolerEvents(log *slog.Logger) pooler.Events {
 	say := func(lines ...string) {

@@ -2,7 +2,9 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"os"
@@ -11,6 +13,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/jackc/pgx/v5"
 )
 
 // supervise listens where the poolers of a harness notify, and returns what was said, in order.
@@ -150,4 +154,76 @@ func (h *harness) status(path string) (int, error) {
 		return 0, err
 	}
 	return response.StatusCode, response.Body.Close()
+}
+
+// TestPoolerTakesTheSocketsOfSystemd starts it as systemd does for a socket unit: with listening sockets from descriptor 3 on.
+func TestPoolerTakesTheSocketsOfSystemd(t *testing.T) {
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	defer cancel()
+	u := newUpgrading(t)
+	path := fmt.Sprintf("%s/.s.PGSQL.%d", u.dir, u.pooler)
+	tcp, err := net.ListenTCP("tcp", &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1), Port: u.pooler})
+	if err != nil {
+		t.Fatal(err)
+	}
+	unix, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	unix.SetUnlinkOnClose(false)
+	if err := os.Chmod(path, 0o777); err != nil {
+		t.Fatal(err)
+	}
+	unwanted, err := net.ListenTCP("tcp", &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var files []*os.File
+	for _, listener := range []interface{ File() (*os.File, error) }{tcp, unix, unwanted} {
+		file, err := listener.File()
+		if err != nil {
+			t.Fatal(err)
+		}
+		files = append(files, file)
+	}
+	cmd := u.install.Command(ctx, "/bin/sh", "-c", `LISTEN_FDS=3 LISTEN_PID=$$ exec "$@"`, "sh", u.bin.raced, "-c", u.config, "pooler")
+	cmd.ExtraFiles = files
+	log, err := os.Create(filepath.Join(u.harness.dir, "pooler.log"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd.Stdout, cmd.Stderr = log, log
+	if err := errors.Join(cmd.Start(), log.Close()); err != nil {
+		t.Fatal(err)
+	}
+	u.procs["pooler"] = cmd
+	for _, one := range append([]io.Closer{tcp, unix, unwanted}, files[0], files[1], files[2]) {
+		if err := one.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+	u.waitReady(ctx, "pooler")
+	u.eventually(ctx, "the address that nobody has named is closed", func() bool { return strings.Contains(u.logs(), "address closed") })
+	for range 2 {
+		for _, host := range []string{"127.0.0.1", u.dir} {
+			client, err := pgx.Connect(ctx, fmt.Sprintf("host=%s port=%d user=postgres dbname=postgres sslmode=disable", host, u.pooler))
+			if err != nil {
+				t.Fatalf("%v\n%s", err, u.logs())
+			}
+			if err := client.Close(ctx); err != nil {
+				t.Error(err)
+			}
+		}
+		_, ended := u.replacePooler(ctx)
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+		u.waitReady(ctx, "pooler")
+	}
+	if err := u.stop("pooler"); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Lstat(path); err != nil {
+		t.Errorf("the file of the supervisor's socket: %v", err)
+	}
 }

@@ -54,6 +54,12 @@ func servePooler(ctx context.Context, cfg *config.Config, log *slog.Logger, opt 
 	if err != nil {
 		return &usageError{err}
 	}
+	lent, err := activatedSockets()
+	if err != nil {
+		p.Close()
+		return err
+	}
+	p.ListenOn(lent)
 	if err := p.Listen(); err != nil {
 		p.Close()
 		return err
