@@ -255,7 +255,7 @@ func tellMaker() error {
 	defer null.Close()
 	maker := os.NewFile(3, "maker")
 	_, err = fmt.Fprintln(maker, daemonReady)
-	return errors.Join(err, maker.Close(), syscall.Dup2(int(null.Fd()), 1), syscall.Dup2(int(null.Fd()), 2))
+	return errors.Join(err, maker.Close(), syscall.Dup3(int(null.Fd()), 1, 0), syscall.Dup3(int(null.Fd()), 2, 0))
 }
 
 // changeUser goes on as another user. Like PgBouncer we do not run as root.
