@@ -90,6 +90,9 @@ func TakeBackup(ctx context.Context, opt BackupOptions) (repo.Backup, error) {
 		return repo.Backup{}, fmt.Errorf("base backup: %w", err)
 	}
 	b, err := takeBackup(ctx, opt)
+	if err != nil && ctx.Err() != nil && !errors.Is(err, ctx.Err()) {
+		err = fmt.Errorf("%w: %w", ctx.Err(), err) // what failed, failed because of it
+	}
 	if err != nil {
 		return repo.Backup{}, fmt.Errorf("base backup: %w", err)
 	}

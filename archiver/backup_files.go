@@ -41,6 +41,14 @@ func beginBackup(ctx context.Context, opt BackupOptions, b *repo.Backup) (*openB
 }
 
 func (o *openBackup) begin(ctx context.Context, b *repo.Backup) error {
+	// The connection has nothing to do until all is read, and a checkpoint may take long.
+	patience := "SET statement_timeout = 0"
+	if o.major >= 14 {
+		patience += "; SET idle_session_timeout = 0"
+	}
+	if _, err := o.conn.Query(ctx, patience); err != nil {
+		return err
+	}
 	call := "pg_catalog.pg_backup_start('%s', true)"
 	if o.major < 15 {
 		call = "pg_catalog.pg_start_backup('%s', true, false)"
@@ -123,7 +131,14 @@ func readFiles(ctx context.Context, opt BackupOptions, b *repo.Backup, before pr
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, server.close(ctx)) }()
-	if err := d.begunAt(b.Start, b.Timeline); err != nil {
+	port, err := server.value(ctx, "SHOW port")
+	if err != nil {
+		return nil, err
+	}
+	if err := d.begunAt(b.Start, b.Timeline, b.FromStandby, port); err != nil {
+		return nil, err
+	}
+	if err := d.list(); err != nil { // soon: whoever makes a tablespace has the WAL make it again
 		return nil, err
 	}
 	opt.Log.Info("base backup started", "backup", b.ID, "start", b.Start, "timeline", b.Timeline, "directory", d.root, "standby", b.FromStandby)

@@ -63,9 +63,19 @@ func (d *dataDirectory) readControl() (content []byte, err error) {
 }
 
 // begunAt makes sure that the server that has begun a backup has written into this directory: its checkpoint has put the start of the backup into pg_control.
-// A copy of the cluster, or what another one has left here, has another.
-func (d *dataDirectory) begunAt(start pg.LSN, timeline pg.Timeline) error {
+// A copy of the cluster, or what another one has left here, has another, another state, or a postmaster on another port (running, see serves).
+func (d *dataDirectory) begunAt(start pg.LSN, timeline pg.Timeline, standby bool, port string) error {
 	if _, err := d.readControl(); err != nil {
+		return err
+	}
+	state := uint32(pg.ControlInProduction)
+	if standby {
+		state = pg.ControlInRecovery
+	}
+	if d.control.State != state {
+		return fmt.Errorf("%s: %w: its state is %d in pg_control, and that of the server %d (DBState)", d.root, ErrDirectory, d.control.State, state)
+	}
+	if err := d.serves(port); err != nil {
 		return err
 	}
 	if d.control.Redo < start || d.control.Timeline != timeline {
@@ -78,6 +88,23 @@ func (d *dataDirectory) begunAt(start pg.LSN, timeline pg.Timeline) error {
 // place is where a file of the directory lies: links lead into tablespaces.
 func (d *dataDirectory) place(name string) string {
 	return filepath.Join(d.root, filepath.FromSlash(name))
+}
+
+// serves makes sure that the postmaster of the directory listens on a port: line LOCK_FILE_LINE_PORT of src/include/miscadmin.h.
+func (d *dataDirectory) serves(port string) error {
+	text, err := os.ReadFile(d.place("postmaster.pid"))
+	if errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("%s: %w: no postmaster has it", d.root, ErrDirectory)
+	}
+	if err != nil {
+		return err
+	}
+	const portLine = 4
+	lines := strings.Split(string(text), "\n")
+	if len(lines) < portLine || strings.TrimSpace(lines[portLine-1]) != port {
+		return fmt.Errorf("%s: %w: its postmaster has not port %s, on which the server is", d.root, ErrDirectory, port)
+	}
+	return nil
 }
 
 const (
@@ -152,15 +179,15 @@ func (d *dataDirectory) listTablespace(link dataFile) error {
 	if err != nil {
 		return err
 	}
-	d.tablespaces = append(d.tablespaces, repo.Tablespace{OID: path.Base(link.name), Path: target})
-	if _, err := os.Stat(link.path); err != nil {
-		return fmt.Errorf("tablespace %s, which is to be at the same path here as for the server: %w", path.Base(link.name), err)
-	}
 	version := fmt.Sprintf("PG_%d_%d", d.major, d.control.Catalog)
 	f := dataFile{path.Join(link.name, version), filepath.Join(link.path, version)}
 	if _, err := os.Stat(f.path); err != nil {
-		return err
+		if _, gone := os.Lstat(link.path); errors.Is(gone, fs.ErrNotExist) {
+			return nil // dropped meanwhile: its directory goes before the link
+		}
+		return fmt.Errorf("tablespace %s, which is to be at the same path here as for the server: %w", path.Base(link.name), err)
 	}
+	d.tablespaces = append(d.tablespaces, repo.Tablespace{OID: path.Base(link.name), Path: target})
 	d.dirs = append(d.dirs, f)
 	return d.listDir(f.name, f.path)
 }

@@ -50,9 +50,6 @@ type extentRead struct {
 
 // read takes over all files; pg_control is the last of those that the server writes, as in a base backup of its own.
 func (r *directoryFiles) read(p *pipeline, b *repo.Backup) error {
-	if err := r.dir.list(); err != nil {
-		return err
-	}
 	b.Tablespaces = r.dir.tablespaces
 	for _, dir := range r.dir.dirs {
 		if err := r.directory(p, dir); err != nil {

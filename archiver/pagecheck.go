@@ -84,6 +84,9 @@ func (c *pageChecks) note(f pageFailure) {
 func (c *pageChecks) confirm(ctx context.Context, opt BackupOptions) (count int, err error) {
 	for _, f := range c.failures {
 		page, err := c.again(ctx, f)
+		if err != nil && !errors.Is(err, errNotTold) {
+			return 0, err
+		}
 		if err == nil && (len(page) < pg.PageSize || !c.wrong(page, f.block)) {
 			continue // mended, or gone: the WAL says so
 		}
@@ -93,6 +96,9 @@ func (c *pageChecks) confirm(ctx context.Context, opt BackupOptions) (count int,
 	}
 	return count + c.more, ctx.Err()
 }
+
+// errNotTold says that a page may not be read again.
+var errNotTold = errors.New("the server does not tell its page")
 
 // askAgain reads a page through the server. A user who may not read files of the server (pg_read_binary_file) gets no answer.
 func (opt BackupOptions) askAgain(ctx context.Context, f pageFailure) (page []byte, err error) {
@@ -104,11 +110,8 @@ func (opt BackupOptions) askAgain(ctx context.Context, f pageFailure) (page []by
 	name := strings.ReplaceAll(f.path, "'", "''")
 	rows, err := conn.Query(ctx, fmt.Sprintf("SELECT pg_catalog.encode(pg_catalog.pg_read_binary_file('%s', %d, %d, true), 'hex')",
 		name, int64(f.page)*pg.PageSize, pg.PageSize))
-	if err != nil {
-		return nil, err
-	}
-	if len(rows) != 1 {
-		return nil, errors.New("the server does not tell its page")
+	if err != nil || len(rows) != 1 {
+		return nil, errNotTold
 	}
 	return hex.DecodeString(rows[0][0])
 }

@@ -90,6 +90,8 @@ func (p previous) unfit(b repo.Backup) (reason string) {
 		return "the backup before has pages whose checksum is wrong"
 	case !knownLayout(b.Settings):
 		return "the server's pages or files are of another size"
+	case b.Settings["data_checksums"] != p.manifest.Settings["data_checksums"]:
+		return "data_checksums has changed: pg_checksums writes into every page, without WAL"
 	}
 	return ""
 }

@@ -99,6 +99,9 @@ func TestABackupIsHeldBackByItsRates(t *testing.T) {
 	held(opt, "the server waits for us", func() bool {
 		return b.query("select count(*) from pg_stat_activity where application_name = 'pitr backup' and wait_event = 'ClientWrite'") == "1"
 	})
+	until(t, "the server has noticed that nobody reads", func() bool {
+		return b.query("select count(*) from pg_stat_activity where application_name = 'pitr backup'") == "0"
+	})
 	opt.RateRead, opt.RateUpload = 0, 1
 	held(opt, "memory is full of what waits to be uploaded", func() bool {
 		return b.query("select count(*) from pg_stat_activity where application_name = 'pitr backup' and wait_event = 'ClientWrite'") == "1"

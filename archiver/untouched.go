@@ -3,8 +3,10 @@ package archiver
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
+	"time"
 
 	"pitr/internal/repo"
 	"pitr/internal/wal"
@@ -23,6 +25,9 @@ type untouched struct {
 // changes that the index does not know, and for a disk that forgets.
 const auditOneIn = 32
 
+// untouchedWait bounds how long a backup waits for the WAL before its begin, rather than read everything.
+const untouchedWait = 30 * time.Second
+
 // newUntouched waits for the WAL up to the backup's start and reads what it has changed. Without it everything is read; reason says why, unless nobody expects
 // anything else.
 func newUntouched(ctx context.Context, opt BackupOptions, b repo.Backup, before previous, since *comparison) (u *untouched, reason string, err error) {
@@ -40,7 +45,13 @@ func newUntouched(ctx context.Context, opt BackupOptions, b repo.Backup, before 
 	case b.Start < before.manifest.Stop:
 		return nil, "the backup before ended behind the begin of this one: the server is an older one", nil
 	}
-	if err := waitForWAL(ctx, opt, b, b.Start); err != nil {
+	patient := opt
+	patient.WALWait = min(opt.WALWait, untouchedWait)
+	err = waitForWAL(ctx, patient, b, b.Start)
+	if errors.Is(err, ErrNoWAL) && ctx.Err() == nil {
+		return nil, "the WAL up to its begin has not arrived in time", nil
+	}
+	if err != nil {
 		return nil, "", err
 	}
 	p, err := opt.Repo.Path(ctx, b.Timeline, b.SegmentSize, before.manifest.Start)

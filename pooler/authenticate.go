@@ -29,13 +29,23 @@ func (p *Pooler) authenticate(conn net.Conn, in *bufio.Reader, ask request) (las
 	ctx, cancel := context.WithTimeout(context.Background(), p.cfg.ClientLoginTimeout.D())
 	defer cancel()
 	login, err := ask.gate.users.Begin(ctx, auth.Request{User: ask.user, Database: ask.database, Replication: ask.physical, Lookup: p.lookupOf(ask.database), From: ask.gate.origin(conn)})
-	if err == nil {
-		last, err = converse(conn, in, login)
-	}
 	if err != nil {
+		return nil, shown, p.notLookedUp(ask, err)
+	}
+	if last, err = converse(conn, in, login); err != nil {
 		return nil, shown, p.authenticationFailed(ask, err)
 	}
 	return last, credentials(login.Credentials()), nil
+}
+
+// notLookedUp makes of a user about whom nothing can be found out what the client is told. Whatever has failed is on our side.
+func (p *Pooler) notLookedUp(ask request, err error) error {
+	var denial *auth.Denial
+	if errors.As(err, &denial) {
+		return pgwire.Fatal(denial.Code, denial.Text)
+	}
+	p.log.Error("user not looked up", "database", ask.database, "user", ask.user, "error", err)
+	return pgwire.Fatal("58000", "the pooler cannot find out who may log in; its log says why")
 }
 
 // authenticationFailed makes of a refused login what the client is told.
@@ -49,8 +59,7 @@ func (p *Pooler) authenticationFailed(ask request, err error) error {
 	case errors.As(err, &failure), errors.As(err, &lost), errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, net.ErrClosed):
 		return err
 	}
-	p.log.Error("user not looked up", "database", ask.database, "user", ask.user, "error", err)
-	return pgwire.Fatal("58000", "the pooler cannot find out who may log in; its log says why")
+	return p.notLookedUp(ask, err)
 }
 
 // converse asks the client for what the login wants to know.

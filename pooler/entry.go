@@ -36,7 +36,6 @@ func (p *Pooler) enter(c *client, raw, conn net.Conn, early []byte) error {
 	if !p.handOver(c, raw) {
 		return errors.Join(errShutdown, taken.Discard())
 	}
-	c.worker.Post(loop.Func(c.begin)) // its loop ends only after all clients that were handed over
 	return nil
 }
 

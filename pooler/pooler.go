@@ -259,7 +259,9 @@ func (p *Pooler) handOver(c *client, conn net.Conn) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	delete(p.conns, conn)
-	c.entered = !p.draining
+	if c.entered = !p.draining; c.entered {
+		c.worker.Post(loop.Func(c.begin)) // before anybody can find the client and post something else; the loop ends only after all clients that were handed over
+	}
 	return c.entered
 }
 
@@ -293,23 +295,33 @@ func (p *Pooler) drain(ctx context.Context, limit <-chan time.Time) (drained, cu
 		select {
 		case <-gone:
 			return len(clients), 0
+		case <-p.halt: // somebody has lost patience
+			now := make(chan time.Time)
+			close(now)
+			return p.cut(gone, now, len(clients))
 		case <-ctx.Done():
 		}
 		timeout := time.NewTimer(p.now().DrainTimeout.D())
 		defer timeout.Stop()
 		limit = timeout.C
 	}
+	return p.cut(gone, limit, len(clients))
+}
+
+// cut waits for the clients until limit, or until somebody loses patience, and then ends those that are left.
+func (p *Pooler) cut(gone <-chan struct{}, limit <-chan time.Time, clients int) (drained, cut int) {
 	select {
 	case <-gone:
-		return len(clients), 0
+		return clients, 0
 	case <-limit:
+	case <-p.halt:
 	}
 	left := p.entered()
 	for _, c := range left {
 		c.worker.Post(loop.Func(func() { c.end(errShutdown) }))
 	}
 	<-gone
-	return len(clients) - len(left), len(left)
+	return clients - len(left), len(left)
 }
 
 // entered returns the clients that a worker has.

@@ -9,6 +9,7 @@ import (
 	"pitr/config"
 	"pitr/internal/pgwire"
 	"pitr/pooler/admin"
+	"pitr/pooler/pool"
 )
 
 // reloading is how the configuration is read again.
@@ -59,7 +60,7 @@ func (p *Pooler) apply(to *config.Config) ([]config.Change, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := p.pools.Reload(to.Pooler); err != nil {
+	if err := p.pools.Reload(to.Pooler, func(user string) pool.Credentials { return credentials(g.users.Stored(user)) }); err != nil {
 		return nil, err
 	}
 	p.gate.Store(g)

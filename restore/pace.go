@@ -5,7 +5,6 @@ import (
 	"context"
 	"fmt"
 	"os"
-	"runtime"
 	"strconv"
 	"strings"
 	"syscall"
@@ -39,10 +38,21 @@ func recoverySettings(ctx context.Context, install *postmaster.Install, dir stri
 	if err := syscall.Statfs(dir, &st); err == nil && int64(st.Bavail)*st.Bsize > recoveryWALSpare*recoveryWALMax {
 		raise("max_wal_size", 1<<20, recoveryWALMax)
 	}
-	if install.Major >= recoverySyncfsSince && runtime.GOOS == "linux" {
+	if install.Major >= recoverySyncfsSince && syncfsTells() {
 		settings = append(settings, "recovery_init_sync_method=syncfs") // instead of opening and syncing each file, all of which CarryOut has synced
 	}
 	return settings
+}
+
+// syncfsTells reports whether syncfs says that something could not be written: since Linux 5.8 (recovery_init_sync_method in the PostgreSQL manual). The setting
+// stays in force until the server is restarted, for a crash meanwhile, too.
+func syncfsTells() bool {
+	release, err := os.ReadFile("/proc/sys/kernel/osrelease")
+	var major, minor int
+	if _, scanErr := fmt.Sscanf(string(release), "%d.%d", &major, &minor); err != nil || scanErr != nil {
+		return false
+	}
+	return major > 5 || major == 5 && minor >= 8
 }
 
 // configured is the value of a setting in its own unit, as the configuration of a directory has it. Whatever is wrong with that, the start of the server tells better.

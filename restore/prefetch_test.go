@@ -383,7 +383,7 @@ func TestShellTakesWhatLiesInTheSpoolOfThisBootAlone(t *testing.T) {
 	take := func(name string) (exit int, got string) {
 		t.Helper()
 		// As BuildRestoreCommand of src/common/archive.c fills it in.
-		command := strings.NewReplacer("%f", name, "%p", "pg_wal/RECOVERYXLOG", "%%", "%").Replace(ShellTake + " || exit 42")
+		command := strings.NewReplacer("%f", name, "%p", "pg_wal/RECOVERYXLOG", "%%", "%").Replace(ShellTake + " || exec sh -c 'exit 42'")
 		cmd := exec.CommandContext(t.Context(), "sh", "-c", command)
 		cmd.Dir = dir
 		out, err := cmd.CombinedOutput()

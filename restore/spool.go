@@ -63,7 +63,10 @@ func (s Spool) recovering() bool {
 
 // ShellTake is what a restore_command begins with: a shell takes a segment that lies in the spool as Take does, sooner than a process of ours would have started. It
 // fails when the segment is not there. The name of the boot is read each time, as it is in spoolIn, and percent signs are doubled, as Postgres wants it.
-const ShellTake = "{ read -r boot < " + bootFile + " && mv -f " + spoolPrefix + "${boot%%%%-*}/%f %p; } 2>/dev/null"
+//
+// Law 6: whatever ends the shell by itself, such as a fork that fails, must not look like "certainly absent", which is any code from 1 to 125. The trap makes it 255 until the segment is taken, or
+// the next program has the process.
+const ShellTake = "trap \"exit 255\" 0; { read -r boot < " + bootFile + " && [ -f " + spoolPrefix + "${boot%%%%-*}/%f ] && mv -f " + spoolPrefix + "${boot%%%%-*}/%f %p; } 2>/dev/null && trap - 0"
 
 // Patience with a segment that the prefetcher has begun: how often to look, and when to fetch it ourselves.
 const (

@@ -19,15 +19,20 @@ var ErrTablespaceInUse = errors.New("recovery would write into the place of a ta
 // removes files there: on the machine of the origin, the origin's own.
 func (plan *Plan) setTablespaces(s *scan) {
 	known := map[string]bool{"0": true, strconv.Itoa(defaultTablespace): true, strconv.Itoa(globalTablespace): true}
+	inBackup := map[string]bool{}
 	for _, t := range plan.Backup.Tablespaces {
-		known[t.OID] = true
+		inBackup[t.OID] = true
 	}
 	for _, made := range s.tablespaces {
 		included := made.At >= plan.Backup.Start && made.At <= plan.StopLSN
 		oid := strconv.FormatUint(uint64(made.OID), 10)
+		// One of the backup that was made behind its start is made again, too: recovery replaces the restore's own link to it.
 		if included && !known[oid] && made.Path != "" {
 			plan.Tablespaces = append(plan.Tablespaces, repo.Tablespace{OID: oid, Path: made.Path})
 		}
+		known[oid] = true
+	}
+	for oid := range inBackup {
 		known[oid] = true
 	}
 	// An index of an older program does not tell of tablespaces, but of the files that change in them.

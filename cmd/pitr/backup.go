@@ -87,6 +87,9 @@ func backupRules(cfg *config.Config) (archiver.BackupRules, error) {
 	if rules.Directory == "" {
 		rules.Directory = os.Getenv("PGDATA")
 	}
+	if rules.Source == archiver.SourceFiles && rules.From != "" && rules.From != replication.Primary {
+		return rules, &usageError{errors.New("backup.source is files, which are those of one server: backup.from can only be primary")}
+	}
 	if rules.Source == archiver.SourceFiles && rules.Directory == "" {
 		return rules, &usageError{errors.New("backup.source is files: give postgres.data_directory, or $PGDATA")}
 	}

@@ -178,6 +178,14 @@ func (l *likePgBouncer) signals(ctx context.Context, p *pooler.Pooler, log *slog
 	defer signal.Stop(got)
 	var pauses sync.WaitGroup
 	defer pauses.Wait()
+	ending := false
+	end := func(how admin.Shutdown) {
+		if ending { // twice is meant
+			how = admin.ShutdownNow
+		}
+		ending = true
+		p.Shutdown(how)
+	}
 	for {
 		select {
 		case <-ctx.Done():
@@ -186,9 +194,9 @@ func (l *likePgBouncer) signals(ctx context.Context, p *pooler.Pooler, log *slog
 			log.Info("got a signal", "signal", s.String())
 			switch s {
 			case syscall.SIGINT:
-				p.Shutdown(admin.ShutdownServers)
+				end(admin.ShutdownServers)
 			case syscall.SIGTERM:
-				p.Shutdown(admin.ShutdownClients)
+				end(admin.ShutdownClients)
 			case syscall.SIGQUIT:
 				p.Shutdown(admin.ShutdownNow)
 			case syscall.SIGUSR1:

@@ -10,6 +10,7 @@ import (
 // same from version 13 to 18.
 type Control struct {
 	SystemID SystemID
+	State    uint32   // DBState: ControlInProduction, ControlInRecovery and others
 	Catalog  uint32   // catalog_version_no: part of the names of directories in tablespaces
 	Redo     LSN      // checkPointCopy.redo: where recovery would begin
 	Timeline Timeline // checkPointCopy.ThisTimeLineID
@@ -21,8 +22,15 @@ const ControlFileSize = 8192
 // controlSafeSize is PG_CONTROL_MAX_SAFE_SIZE of src/include/catalog/pg_control.h: the struct lies in so many bytes.
 const controlSafeSize = 512
 
+// DBState of src/include/catalog/pg_control.h.
+const (
+	ControlInRecovery   = 5 // DB_IN_ARCHIVE_RECOVERY
+	ControlInProduction = 6 // DB_IN_PRODUCTION
+)
+
 // Offsets in ControlFileData.
 const (
+	controlStateAt    = 16
 	controlCatalogAt  = 12
 	controlRedoAt     = 40
 	controlTimelineAt = 48
@@ -49,6 +57,6 @@ func ParseControl(content []byte) (Control, error) {
 		sum = crc32.Update(sum, castagnoli, content[at:at+4])
 	}
 	long := binary.LittleEndian.Uint64
-	return Control{SystemID: SystemID(long(content)), Catalog: word(content[controlCatalogAt:]), Redo: LSN(long(content[controlRedoAt:])),
+	return Control{SystemID: SystemID(long(content)), State: word(content[controlStateAt:]), Catalog: word(content[controlCatalogAt:]), Redo: LSN(long(content[controlRedoAt:])),
 		Timeline: Timeline(word(content[controlTimelineAt:]))}, nil
 }

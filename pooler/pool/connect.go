@@ -67,7 +67,6 @@ func connectError(err error) *ConnectError {
 
 // dialer knows where and as whom to log in.
 type dialer struct {
-	mute        bool     // the server cannot be asked what it is: in physical replication it knows no SQL
 	greeting    string   // a query for each new connection; empty: none
 	targets     []target // hosts, in the order in which they are written; never empty
 	rule        rule
@@ -138,10 +137,8 @@ func (s *Set) fill(cfg *pgconn.Config, db config.Database, key Key, known Creden
 	switch {
 	case db.Password != "":
 		cfg.Password = db.Password.Reveal()
-	case known.Password != "":
-		cfg.Password = known.Password
-	case key.User != cfg.User:
-		cfg.Password = ""
+	case key.User != cfg.User || !known.empty():
+		cfg.Password = "" // what is known of the user is in the dialer's credentials, which may change
 	}
 	cfg.User, cfg.Database = key.User, key.Database
 	if db.DBName != "" {
@@ -235,9 +232,29 @@ func (s *Set) connect(ctx context.Context, d dialer, turn uint64) (*login, error
 			return nil, errors.Join(fmt.Errorf("connect_query: %w", err), conn.Close(ctx))
 		}
 	}
-	// If a write of the login has taken long, pgconn has begun to read in the background, and would get the next answer instead of us.
-	if err := conn.SyncConn(ctx); err != nil {
-		return nil, errors.Join(err, conn.Close(ctx))
+	hijacked, err := takeFrom(ctx, conn)
+	if err != nil {
+		return nil, err
+	}
+	return &login{hijacked, conn, at}, nil
+}
+
+// syncAttempts bounds how often pgconn is asked to stop reading.
+const syncAttempts = 10
+
+// takeFrom takes a connection over from pgconn, once its login has wholly ended.
+func takeFrom(ctx context.Context, conn *pgconn.PgConn) (*pgconn.HijackedConn, error) {
+	// If a write of the login has taken long, pgconn has begun to read in the background, and would get the next answer instead of us. It ends that with an empty query where it must,
+	// which a walsender does not understand: its error is as good an answer.
+	for attempt := 0; ; attempt++ {
+		err := conn.SyncConn(ctx)
+		var refused *pgconn.PgError
+		if err == nil {
+			break
+		}
+		if !errors.As(err, &refused) || attempt == syncAttempts {
+			return nil, errors.Join(err, conn.Close(ctx))
+		}
 	}
 	hijacked, err := conn.Hijack()
 	if err != nil {
@@ -254,7 +271,7 @@ func (s *Set) connect(ctx context.Context, d dialer, turn uint64) (*login, error
 	if err := hijacked.Conn.SetDeadline(time.Time{}); err != nil {
 		return nil, errors.Join(err, hijacked.Conn.Close())
 	}
-	return &login{hijacked, conn, at}, nil
+	return hijacked, nil
 }
 
 // backoffMin is the pause after the first failed login; it doubles up to server_login_retry, or to busyBackoffMax where it is only a matter of time.

@@ -288,7 +288,7 @@ func TestAnIdlePoolThatIsPausedIsReloadedAndKilledInAnyOrder(t *testing.T) {
 		}
 		cfg := settings(3)
 		cfg.Databases = map[string]config.Database{"d": {Host: "127.0.0.9"}}
-		if err := w.set.Reload(cfg); err != nil {
+		if err := w.set.Reload(cfg, w.set.passwords); err != nil {
 			t.Fatal(err)
 		}
 		if err := w.set.Reconnect("x"); !errors.Is(err, ErrUnknownDatabase) {

@@ -93,7 +93,7 @@ func (s *Set) reachOne(ctx context.Context, d dialer, next try, with func(*pgcon
 		with(cfg)
 	}
 	conn, err := pgconn.ConnectConfig(limited, cfg)
-	if err == nil && d.rule.asks() && !d.mute {
+	if err == nil && d.rule.asks() {
 		err = s.inspect(limited, conn, t.Address)
 	} else if err == nil {
 		s.hosts.met(t.Address)

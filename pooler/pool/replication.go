@@ -5,6 +5,7 @@ import (
 	"errors"
 	"maps"
 	"net"
+	"slices"
 
 	"github.com/jackc/pgx/v5/pgconn"
 )
@@ -54,19 +55,35 @@ func (s *Set) Replicate(ctx context.Context, database, user string, shown Creden
 		defer s.mu.Unlock()
 		s.replications--
 	}
-	dial.mute = true
-	made, _, err := s.reach(ctx, dial, 0, func(cfg *pgconn.Config) {
-		cfg.DialFunc = (&net.Dialer{}).DialContext // no loop has it
-		cfg.RuntimeParams = maps.Clone(params)
-	})
-	if err == nil {
-		conn, err = made.Hijack()
-	}
-	if err != nil {
+	if conn, err = s.replicate(ctx, dial, params); err != nil {
 		release()
 		return nil, nil, connectError(err)
 	}
 	return conn, release, nil
+}
+
+// replicate makes one connection with the client's own parameters. In physical replication a server knows no SQL, so that another connection asks it what it is, where that matters.
+func (s *Set) replicate(ctx context.Context, dial dialer, params map[string]string) (*pgconn.HijackedConn, error) {
+	plainly := func(cfg *pgconn.Config) { cfg.DialFunc = (&net.Dialer{}).DialContext } // no loop has it
+	if dial.rule.asks() {
+		asked, at, err := s.reach(ctx, dial, 0, plainly)
+		if err != nil {
+			return nil, err
+		}
+		discard(asked)
+		dial.targets = slices.DeleteFunc(slices.Clone(dial.targets), func(t target) bool { return t.Address != at })
+	}
+	dial.rule = rule{attrs: "any"}
+	conn, _, err := s.reach(ctx, dial, 0, func(cfg *pgconn.Config) {
+		plainly(cfg)
+		cfg.RuntimeParams = maps.Clone(params)
+	})
+	if err != nil {
+		return nil, err
+	}
+	ctx, done := context.WithTimeout(ctx, s.now().ServerConnectTimeout.D())
+	defer done()
+	return takeFrom(ctx, conn)
 }
 
 // Replications is how many connections in replication mode there are, and how often one was refused for max_replication_connections.

@@ -213,6 +213,8 @@ func (s *Set) Ready(ctx context.Context) error {
 
 // probeDialer logs in as a configured database says that has a user of its own, else as postgres.dsn says.
 func (s *Set) probeDialer() (dialer, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	for name, db := range s.now().Databases {
 		if db.User != "" && (name != "*" || db.DBName != "") {
 			return s.newDialer(db, Key{Database: name, User: db.User}, s.passwords(db.User))

@@ -130,6 +130,7 @@ func (s *Set) Reconnect(database string) error {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.work.Go(s.asker.forget)
 	for _, p := range s.poolsOf(database) {
 		p.mu.Lock()
 		p.renew(becauseAsked)
@@ -159,10 +160,21 @@ func (s *Set) WaitClose(ctx context.Context, database string) error {
 	return s.until(ctx, func() int { return s.count(database, func(server *Server) bool { return server.leaves != "" }) }, "are not closed yet")
 }
 
-// Reload lets other settings hold. When one of the databases cannot be used as it is configured then, nothing has changed.
-func (s *Set) Reload(cfg config.Pooler) error {
+// Reload lets other settings hold, and other passwords. When one of the databases cannot be used as it is configured then, nothing has changed.
+func (s *Set) Reload(cfg config.Pooler, passwords func(user string) Credentials) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	before := s.passwords
+	s.passwords = passwords
+	err := s.reload(cfg)
+	if err != nil {
+		s.passwords = before
+	}
+	return err
+}
+
+// reload is Reload with mu held.
+func (s *Set) reload(cfg config.Pooler) error {
 	dials := map[*Pool]dialer{}
 	for key, p := range s.pools {
 		before, _ := databaseOf(s.now(), key.Database)
@@ -192,10 +204,14 @@ func (s *Set) Reload(cfg config.Pooler) error {
 		} else {
 			p.mu.Lock()
 			p.dial.rule = newRule(&cfg, db, p.dial.rule.inherited)
+			if known := s.passwords(key.User); !known.empty() {
+				p.dial.credentials = known
+			}
 			p.mu.Unlock()
 		}
 		p.adjust(newLimits(&cfg, db, cfg.Users[key.User]))
 	}
+	s.work.Go(s.asker.forget) // what it knows may be of a server that is asked no more
 	s.nudge()
 	return nil
 }
