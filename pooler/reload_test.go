@@ -148,3 +148,38 @@ func TestSetChangesWhatCanChange(t *testing.T) {
 		t.Errorf("one client too many: %v", err)
 	}
 }
+
+// TestReloadBringsAPoolThePasswordThatHasChanged has a pool whose servers go away after the user got another password.
+func TestReloadBringsAPoolThePasswordThatHasChanged(t *testing.T) {
+	pg, r := replicating(t, func(cfg *config.Config) {
+		cfg.Pooler.Auth.Type = "scram-sha-256"
+		cfg.Pooler.Users = map[string]config.User{"shop": {Password: "old"}}
+	})
+	direct := connect(t, pg.dsn(""))
+	mustQuery(t, direct, "create role shop login password 'old'")
+	demandSCRAM(t, pg, direct, "shop")
+	dsn := func(password string) string {
+		return strings.Replace(r.dsn(""), "user=postgres", "user=shop password="+password, 1)
+	}
+	stays := connect(t, dsn("old"))
+	mustQuery(t, stays, "select 1")
+	mustQuery(t, direct, "alter role shop password 'new'")
+	to := *r.live.Load()
+	to.Pooler.Users = map[string]config.User{"shop": {Password: "new"}}
+	if _, err := r.apply(&to); err != nil {
+		t.Fatal(err)
+	}
+	mustQuery(t, direct, "select pg_terminate_backend(pid) from pg_stat_activity where usename = 'shop'")
+	eventually(t, "its servers are gone", func() bool {
+		return mustQuery(t, direct, "select count(*) from pg_stat_activity where usename = 'shop'") == "0"
+	})
+	if got := mustQuery(t, connect(t, dsn("new")), "select 'in'"); got != "in" {
+		t.Errorf("with the new password it got %q", got)
+	}
+	if got := mustQuery(t, stays, "select 'still'"); got != "still" {
+		t.Errorf("who was in got %q", got)
+	}
+	if _, err := pgconn.Connect(t.Context(), dsn("old")); err == nil {
+		t.Error("the old password lets in")
+	}
+}

@@ -124,21 +124,8 @@ func TestReplicationTakesTheSecretThatTheClientHasShown(t *testing.T) {
 	})
 	direct := connect(t, pg.dsn(""))
 	mustQuery(t, direct, "create role streamer login replication password 'swordfish'")
-	hba := filepath.Join(pg.dir, "data", "pg_hba.conf")
-	rules, err := os.ReadFile(hba)
-	if err != nil {
-		t.Fatal(err)
-	}
-	demanding := append([]byte("host all streamer 127.0.0.1/32 scram-sha-256\nhost replication streamer 127.0.0.1/32 scram-sha-256\n"), rules...)
-	if err := os.WriteFile(hba, demanding, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	mustQuery(t, direct, "select pg_reload_conf()")
+	demandSCRAM(t, pg, direct, "streamer")
 	dsn := strings.Replace(r.dsn("replication=true"), "user=postgres", "user=streamer password=", 1)
-	eventually(t, "the server wants the password", func() bool {
-		_, err := pgconn.Connect(t.Context(), strings.Replace(pg.dsn("replication=true"), "user=postgres", "user=streamer password=wrong", 1))
-		return err != nil
-	})
 	conn := connect(t, strings.Replace(dsn, "password=", "password=swordfish", 1))
 	if _, err := conn.Exec(t.Context(), "IDENTIFY_SYSTEM").ReadAll(); err != nil {
 		t.Error(err)
@@ -191,4 +178,23 @@ func pipe(t *testing.T) (one, other net.Conn) {
 	}
 	t.Cleanup(func() { one.Close(); other.Close() })
 	return one, other
+}
+
+// demandSCRAM has the server let a user in by its password alone.
+func demandSCRAM(t *testing.T, pg *postgres, direct *pgconn.PgConn, user string) {
+	t.Helper()
+	hba := filepath.Join(pg.dir, "data", "pg_hba.conf")
+	rules, err := os.ReadFile(hba)
+	if err != nil {
+		t.Fatal(err)
+	}
+	demanding := append(fmt.Appendf(nil, "host all %[1]s 127.0.0.1/32 scram-sha-256\nhost replication %[1]s 127.0.0.1/32 scram-sha-256\n", user), rules...)
+	if err := os.WriteFile(hba, demanding, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	mustQuery(t, direct, "select pg_reload_conf()")
+	eventually(t, "the server wants the password", func() bool {
+		_, err := pgconn.Connect(t.Context(), strings.Replace(pg.dsn(""), "user=postgres", "user="+user+" password=wrong", 1))
+		return err != nil
+	})
 }

@@ -42,6 +42,15 @@ func seconds(value string) (string, error) {
 	return (time.Duration(n*1e6) * time.Microsecond).String(), nil
 }
 
+// deadline is a time that has an end here: zero, which is none, becomes an hour.
+func deadline(value string) (string, error) {
+	text, err := seconds(value)
+	if text == "0s" {
+		text = "1h0m0s"
+	}
+	return text, err
+}
+
 // milliseconds is a whole number of them.
 func milliseconds(value string) (string, error) {
 	n, err := number(value)
@@ -119,7 +128,7 @@ var settings = map[string]setting{
 	"auth_user":                   {key: "pooler.auth.user", kind: text},
 	"cancel_wait_timeout":         {key: "pooler.cancel_wait_timeout", kind: seconds},
 	"client_idle_timeout":         {key: "pooler.client_idle_timeout", kind: seconds},
-	"client_login_timeout":        {key: "pooler.client_login_timeout", kind: seconds},
+	"client_login_timeout":        {key: "pooler.client_login_timeout", kind: deadline},
 	"client_tls_ca_file":          {key: "pooler.client_tls_ca_file", kind: text},
 	"client_tls_cert_file":        {key: "pooler.client_tls_cert_file", kind: text},
 	"client_tls_ciphers":          {key: "pooler.client_tls_ciphers", kind: text},
@@ -145,7 +154,7 @@ var settings = map[string]setting{
 	"reserve_pool_timeout":        {key: "pooler.reserve_pool_timeout", kind: seconds},
 	"server_check_delay":          {key: "pooler.server_check_delay", kind: seconds},
 	"server_check_query":          {key: "pooler.server_check_query", kind: text},
-	"server_connect_timeout":      {key: "pooler.server_connect_timeout", kind: seconds},
+	"server_connect_timeout":      {key: "pooler.server_connect_timeout", kind: deadline},
 	"server_idle_timeout":         {key: "pooler.server_idle_timeout", kind: seconds},
 	"server_lifetime":             {key: "pooler.server_lifetime", kind: seconds},
 	"server_login_retry":          {key: "pooler.server_login_retry", kind: seconds},

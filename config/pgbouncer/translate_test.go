@@ -100,6 +100,7 @@ listen_addr = 127.0.0.1, ::1
 listen_port = 6543
 pool_mode = transaction
 server_idle_timeout = 2.5
+client_login_timeout = 0
 server_reset_query_always = 1
 admin_users = alice, bob
 so_reuseport = 1
@@ -117,10 +118,10 @@ verbose = 2
 	if p.Databases["*"].Host != "db2,db3" || p.Databases["*"].LoadBalanceHosts != "disable" || p.Databases[`odd "name": x`].DBName != "odd" || len(p.Databases) != 3 {
 		t.Errorf("databases are %+v", p.Databases)
 	}
-	if !slices.Equal(p.Listen, []string{"127.0.0.1:6543", "[::1]:6543"}) || p.PoolMode != "transaction" || p.ServerIdleTimeout.D().Milliseconds() != 2500 || !slices.Equal(p.AdminUsers, []string{"alice", "bob"}) {
+	if !slices.Equal(p.Listen, []string{"127.0.0.1:6543", "[::1]:6543"}) || p.PoolMode != "transaction" || p.ServerIdleTimeout.D().Milliseconds() != 2500 || p.ClientLoginTimeout.D().Hours() != 1 || !slices.Equal(p.AdminUsers, []string{"alice", "bob"}) {
 		t.Errorf("the pooler is %+v", p)
 	}
-	if len(translation.Notes) != 1 || !strings.Contains(translation.Notes[0], "pgbouncer.ini:15: so_reuseport: ") {
+	if len(translation.Notes) != 1 || !strings.Contains(translation.Notes[0], "pgbouncer.ini:16: so_reuseport: ") {
 		t.Errorf("notes %q", translation.Notes)
 	}
 	if want := (Process{"/var/log/pgbouncer.log", "/run/pgbouncer.pid", "pgbouncer", 2}); translation.Process != want {

@@ -175,7 +175,7 @@ func (s *Set) Reload(cfg config.Pooler, passwords func(user string) Credentials)
 
 // reload is Reload with mu held.
 func (s *Set) reload(cfg config.Pooler) error {
-	dials := map[*Pool]dialer{}
+	dials, moved := map[*Pool]dialer{}, map[*Pool]bool{}
 	for key, p := range s.pools {
 		before, _ := databaseOf(s.now(), key.Database)
 		after, still := databaseOf(&cfg, key.Database)
@@ -183,9 +183,7 @@ func (s *Set) reload(cfg config.Pooler) error {
 			continue // its clients are ended by who knows them
 		}
 		before, after = s.moved(key.Database, before), s.moved(key.Database, after)
-		if before.Host == after.Host && before.Port == after.Port && before.DBName == after.DBName && before.Password == after.Password && greets(before) == greets(after) {
-			continue // but another rule may hold for its hosts
-		}
+		moved[p] = before.Host != after.Host || before.Port != after.Port || before.DBName != after.DBName || before.Password != after.Password || greets(before) != greets(after)
 		dial, err := s.dialerOf(&cfg, after, key, s.passwords(key.User))
 		if err != nil {
 			return fmt.Errorf("database %s: %w", key.Database, err)
@@ -199,14 +197,11 @@ func (s *Set) reload(cfg config.Pooler) error {
 	}
 	for key, p := range s.pools {
 		db, _ := databaseOf(&cfg, key.Database)
-		if dial, moved := dials[p]; moved {
+		if dial, still := dials[p]; still && moved[p] {
 			p.redirect(dial)
-		} else {
+		} else if still {
 			p.mu.Lock()
-			p.dial.rule = newRule(&cfg, db, p.dial.rule.inherited)
-			if known := s.passwords(key.User); !known.empty() {
-				p.dial.credentials = known
-			}
+			p.setDial(dial) // the files of certificates, a password or a rule for hosts may be others
 			p.mu.Unlock()
 		}
 		p.adjust(newLimits(&cfg, db, cfg.Users[key.User]))
@@ -214,6 +209,14 @@ func (s *Set) reload(cfg config.Pooler) error {
 	s.work.Go(s.asker.forget) // what it knows may be of a server that is asked no more
 	s.nudge()
 	return nil
+}
+
+// setDial lets the next connections be made in another way. What clients have shown stays known where nothing else is. The caller holds mu.
+func (p *Pool) setDial(dial dialer) {
+	learnt := p.dial.credentials
+	if p.dial = dial; dial.credentials.empty() {
+		p.dial.credentials = learnt
+	}
 }
 
 // greets is what a new connection is told.
@@ -344,10 +347,7 @@ func (p *Pool) setPaused(paused bool) {
 func (p *Pool) redirect(dial dialer) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	learnt := p.dial.credentials
-	if p.dial = dial; dial.credentials.empty() {
-		p.dial.credentials = learnt
-	}
+	p.setDial(dial)
 	p.moves++
 	p.renew(becauseMoved)
 	p.failures, p.retryAt, p.lastErr = 0, time.Time{}, nil
