@@ -198,3 +198,18 @@ func demandSCRAM(t *testing.T, pg *postgres, direct *pgconn.PgConn, user string)
 		return err != nil
 	})
 }
+
+func TestReplicationGoesToAHostThatFits(t *testing.T) {
+	_, r := replicating(t, func(cfg *config.Config) {
+		cfg.Pooler.QueryWaitTimeout = seconds(5)
+		cfg.Pooler.Databases = map[string]config.Database{"postgres": {TargetSessionAttrs: "primary"}, "elsewhere": {TargetSessionAttrs: "standby", DBName: "postgres"}}
+	})
+	conn := connect(t, r.dsn("replication=true"))
+	if _, err := conn.Exec(t.Context(), "IDENTIFY_SYSTEM").ReadAll(); err != nil {
+		t.Error(err)
+	}
+	_, err := pgconn.Connect(t.Context(), strings.Replace(r.dsn("replication=true"), "dbname=postgres", "dbname=elsewhere", 1))
+	if err == nil || !strings.Contains(err.Error(), "target_session_attrs=standby") {
+		t.Errorf("there is no standby: %v", err)
+	}
+}

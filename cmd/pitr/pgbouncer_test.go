@@ -266,6 +266,39 @@ func TestRebootTakesTheSocketsOverAndLosesNobody(t *testing.T) {
 	}
 }
 
+func TestASecondSignalDoesNotWaitForTransactions(t *testing.T) {
+	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
+	defer cancel()
+	b := newBouncer(t)
+	for _, first := range []syscall.Signal{syscall.SIGINT, syscall.SIGTERM} {
+		if out, err := b.run(ctx, "-d", b.ini); err != nil {
+			t.Fatalf("-d: %v\n%s", err, out)
+		}
+		pid := b.pid()
+		t.Cleanup(func() { _ = syscall.Kill(pid, syscall.SIGKILL) })
+		client := b.open(ctx, "postgres")
+		if _, err := client.Exec(ctx, "begin; select 1"); err != nil {
+			t.Fatal(err)
+		}
+		b.signal(first)
+		b.eventually(ctx, "nobody can come in any more", func() bool {
+			conn, err := net.DialTimeout("tcp", fmt.Sprintf("127.0.0.1:%d", b.port), time.Second)
+			if err == nil {
+				return conn.Close() != nil
+			}
+			return errors.Is(err, syscall.ECONNREFUSED)
+		})
+		if _, err := client.Exec(ctx, "select 2"); err != nil {
+			t.Errorf("%s: within its transaction: %v", first, err)
+		}
+		b.signal(first)
+		b.eventually(ctx, "it has ended", func() bool { _, err := os.Stat(b.pidFile); return errors.Is(err, os.ErrNotExist) })
+		if _, err := client.Exec(ctx, "commit"); err == nil {
+			t.Errorf("%s twice: the transaction went on", first)
+		}
+	}
+}
+
 // zombie reports whether a process has ended and was not waited for: this machine's init takes its time.
 func zombie(pid int) bool {
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
