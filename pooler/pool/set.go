@@ -380,7 +380,8 @@ func (p *Pool) sweep(now time.Time) (useless bool) {
 		}
 	}
 	p.launch(now)
-	if p.users > 0 || len(p.servers)+p.connecting+p.waiters.n > 0 || p.limits.forced && p.limits.min > 0 || now.Sub(p.emptySince) < janitorPause {
+	// Who listens in a database does so by the login of the pool that came first, and through it learns that the servers are others.
+	if p.users > 0 || len(p.listeners) > 0 || len(p.servers)+p.connecting+p.waiters.n > 0 || p.limits.forced && p.limits.min > 0 || now.Sub(p.emptySince) < janitorPause {
 		return false
 	}
 	p.closed = true
