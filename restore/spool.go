@@ -72,6 +72,7 @@ const ShellTake = "trap \"exit 255\" 0; { read -r boot < " + bootFile + " && [ -
 const (
 	spoolPoll     = time.Millisecond
 	spoolPatience = 20 * time.Second
+	claimPatience = 200 * time.Millisecond // with a lock that somebody has
 )
 
 // Take moves a segment to where Postgres wants it. It is false when the spool has it not: then it must be asked of the archive. What is on its
@@ -156,9 +157,14 @@ func (s Spool) claim() (lock *os.File, ok bool, err error) {
 	if err != nil {
 		return nil, false, err
 	}
-	err = syscall.Flock(int(lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
-	if err == nil {
-		return lock, true, nil
+	// Whoever asks whether the spool is Busy holds the lock for a moment, and is no other prefetcher.
+	for deadline := time.Now().Add(claimPatience); ; time.Sleep(spoolPoll) {
+		if err = syscall.Flock(int(lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err == nil {
+			return lock, true, nil
+		}
+		if !errors.Is(err, syscall.EWOULDBLOCK) || time.Now().After(deadline) {
+			break
+		}
 	}
 	if errors.Is(err, syscall.EWOULDBLOCK) {
 		err = nil
