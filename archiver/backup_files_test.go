@@ -146,22 +146,7 @@ func TestUserWhoMayNotBeginABackupIsTold(t *testing.T) {
 }
 
 func TestChangeBehindTheServersBackIsFoundInWhatNeedNotBeRead(t *testing.T) {
-	b := newBench(t, 16)
-	b.query("create table t as select i, repeat('x', 700) from generate_series(1, 2000) i")
-	b.query("vacuum freeze t")
-	name := b.query("select pg_relation_filepath('t')")
-	a := b.run(b.options())
-	a.archived(b.written())
-	b.backupWith(b.fileOptions())
-	if err := a.stop(); err != nil {
-		t.Fatal(err)
-	}
-	if err := b.server.Stop(t.Context(), postmaster.Fast); err != nil {
-		t.Fatal(err)
-	}
-	touchPage(t, filepath.Join(b.server.Dir, name), 70)
-	b.restart(t.Context())
-	b.run(b.options())
+	b, name := changedBehind(t, SourceFiles)
 	opt := b.fileOptions()
 	opt.auditOneIn = 1
 	if _, err := TakeBackup(t.Context(), opt); !errors.Is(err, ErrUnnamed) || !strings.Contains(err.Error(), "extent 2 of "+name) {

@@ -184,7 +184,8 @@ func (h *history) pass(rt *rapid.T) {
 	h.segment(rt)
 }
 
-// begin starts a backup that refers to some packs of another.
+// begin starts a backup that refers to some packs of another. An action that cannot be in this state says so by Skip, and rapid
+// draws another one in its place; it fails when there is none.
 func (h *history) begin(rt *rapid.T) {
 	if h.running != nil {
 		rt.Skip()

@@ -78,14 +78,18 @@ func touchPage(t *testing.T, name string, block uint32) {
 	}
 }
 
-func TestChangeThatNoWALTellsOfStopsTheBackup(t *testing.T) {
-	b := newBench(t, 16)
+// changedBehind is a server with a backup, of which a page in extent 2 of a file has changed since, behind everybody's back.
+func changedBehind(t *testing.T, source Source) (b *bench, name string) {
+	t.Helper()
+	b = newBench(t, 16)
 	b.query("create table t as select i, repeat('x', 700) from generate_series(1, 2000) i")
 	b.query("vacuum freeze t")
-	name := b.query("select pg_relation_filepath('t')")
+	name = b.query("select pg_relation_filepath('t')")
 	a := b.run(b.options())
 	a.archived(b.written())
-	b.backup()
+	opt := b.fileOptions()
+	opt.Source = source
+	b.backupWith(opt)
 	if err := a.stop(); err != nil {
 		t.Fatal(err)
 	}
@@ -95,6 +99,11 @@ func TestChangeThatNoWALTellsOfStopsTheBackup(t *testing.T) {
 	touchPage(t, filepath.Join(b.server.Dir, name), 70)
 	b.restart(t.Context())
 	b.run(b.options())
+	return b, name
+}
+
+func TestChangeThatNoWALTellsOfStopsTheBackup(t *testing.T) {
+	b, name := changedBehind(t, SourceServer)
 	_, err := TakeBackup(t.Context(), b.backupOptions())
 	if !errors.Is(err, ErrUnnamed) || !strings.Contains(err.Error(), "extent 2 of "+name) {
 		t.Errorf("a page has changed behind everybody's back; the backup ended with %v", err)

@@ -64,7 +64,7 @@ func Prefetch(ctx context.Context, r *repo.Repo, opt PrefetchOptions) error {
 	if !ok {
 		return nil // the recovery has ended meanwhile
 	}
-	lock, ok, err := spool.claim()
+	lock, ok, err := spool.claim(ctx)
 	if err != nil {
 		return fmt.Errorf("prefetch WAL: %w", err)
 	}

@@ -149,7 +149,7 @@ func escapeGlob(path string) string {
 }
 
 // claim makes the spool ours until the process ends; ok is false when it is another's.
-func (s Spool) claim() (lock *os.File, ok bool, err error) {
+func (s Spool) claim(ctx context.Context) (lock *os.File, ok bool, err error) {
 	if err := os.MkdirAll(s.dir, 0o700); err != nil {
 		return nil, false, err
 	}
@@ -158,12 +158,20 @@ func (s Spool) claim() (lock *os.File, ok bool, err error) {
 		return nil, false, err
 	}
 	// Whoever asks whether the spool is Busy holds the lock for a moment, and is no other prefetcher.
-	for deadline := time.Now().Add(claimPatience); ; time.Sleep(spoolPoll) {
+	patient, cancel := context.WithTimeout(ctx, claimPatience)
+	defer cancel()
+	ticker := time.NewTicker(spoolPoll)
+	defer ticker.Stop()
+	for patient.Err() == nil {
 		if err = syscall.Flock(int(lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err == nil {
 			return lock, true, nil
 		}
-		if !errors.Is(err, syscall.EWOULDBLOCK) || time.Now().After(deadline) {
+		if !errors.Is(err, syscall.EWOULDBLOCK) {
 			break
+		}
+		select {
+		case <-patient.Done():
+		case <-ticker.C:
 		}
 	}
 	if errors.Is(err, syscall.EWOULDBLOCK) {

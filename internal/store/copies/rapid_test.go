@@ -59,6 +59,7 @@ func TestRandomFaultsLoseNothingThatWasAcknowledged(t *testing.T) {
 				}
 				acknowledged = append(acknowledged, key)
 			},
+			// An action that cannot be in this state says so by Skip: rapid draws another one in its place, and fails when there is none.
 			"again": func(rt *rapid.T) {
 				if len(acknowledged) == 0 || len(releases) > 0 {
 					rt.Skip()
